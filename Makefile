@@ -1,0 +1,41 @@
+# Two commands for a machine that has Python >= 3.11, make and a package index.
+#   make demo   installs the core into .venv and refines real text, in under a minute after that
+#   make test   installs what the tests need and runs all of them
+PYTHON ?= python3
+VENV = .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/core
+	rm -rf demo && mkdir demo
+	$(BIN)/python examples/docstrings.py demo/docstrings.csv
+	$(BIN)/whet refine demo/docstrings.csv --text text --pseudo rule --gold gold --out demo/run
+	$(BIN)/python examples/check_demo.py demo/run/refined.parquet
+
+test: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2
+
+$(VENV)/core: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e .
+	touch $@
+
+# torch is pinned to a release with a CPU build; only the tests of extras need it.
+$(VENV)/dev: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	$(PIP) -e '.[dev]'
+	touch $@ $(VENV)/core
+
+lint: $(VENV)/dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) demo build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,428 @@
+"""LabelRefiner: texts, an annotator's labels and a few gold labels in; better labels out."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from whet import estimates
+from whet.classify import model_folder
+from whet.classify.account import GUARDS, give_account, reasons
+from whet.classify.classifier import METHODS, linear_probabilities
+from whet.classify.features import (
+    BuiltinEncoder,
+    Encoder,
+    Features,
+    check_features,
+    encoder_from_state,
+    fit_features,
+    make_encoder,
+)
+from whet.classify.gold import GoldLedger
+from whet.classify.labels import MISSING, Codes, class_array, clean_labels, encode, find_classes
+from whet.classify.learner import RiskLearner, relabel_all
+from whet.classify.risks import FloatArray
+from whet.corpus import check_texts
+from whet.errors import WhetError, WhetWarning, did_you_mean
+from whet.rounds import Outcome, Progress, run_rounds, split
+from whet.store import RunFolder
+
+#: Where theta and the prior come from; see :mod:`whet.classify.priors`.
+THETA_MODES = ("gold", "oracle", "released")
+
+
+class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Refine an annotator's class labels in rounds, and say how good the result is.
+
+    Parameters
+    ----------
+    method : {"silr", "uu", "pn"}
+        Risk of the classifier: robust UU (Asano et al., NeurIPS 2025), unbiased UU (Lu et al.,
+        ICLR 2019), or the labels taken for the truth.
+    encoder : str or encoder
+        ``"tfidf"`` (nothing is downloaded), ``"embed:<folder or hub id>"``, or an object with
+        ``fit`` and ``transform``.
+    theta : {"gold", "oracle", "released"}
+        Class ratios of the pseudo-labelled sets: estimated from the gold labels; from the truth
+        of every row (experiments); or as the released code of SILR does it, defects included.
+    rounds : int
+        Rounds of fit, propose, decide, relabel; at least 1. The paper has 5.
+    folds : int
+        0 fits on all rows and relabels all rows, as published; K >= 2 relabels held-out rows only.
+    gold_budget : int
+        At most this many gold rows are used, a random sample of those given.
+    guard : {"safe", "mild", "off"}
+        Keep the annotator's labels if the refined ones are not better on the gold rows
+        (``safe``), only if they are worse (``mild``), or never (``off``, as published).
+    random_state : int, RandomState or None
+        Seed of folds and samples.
+
+    Attributes
+    ----------
+    classes_ : array of shape (K,)
+        Distinct pseudo-labels, sorted.
+    theta_ : float64 array of shape (K, K)
+        P(y = ``classes_[j]`` | annotator says ``classes_[i]``).
+    theta_interval_ : float64 array of shape (2, K, K)
+        Ends of theta's 95 % interval.
+    prior_ : float64 array of shape (K,)
+        P(y = ``classes_[j]``).
+    history_ : list of dict
+        A record a round: theta with interval, prior, labels changed, accuracy with interval.
+    estimate_ : dict of str to Estimate
+        Accuracies ``annotator``, ``classifier``, ``filled`` and ``refined``, and ``gain``; see
+        :class:`whet.classify.account.Account`. Empty without gold labels.
+    labels_ : array of shape (n,)
+        The refined labels; a gold row has its gold label.
+    proba_ : float64 array of shape (n, K)
+        The classifier's probabilities for the corpus (not calibrated).
+    changed_ : bool array of shape (n,)
+    reason_ : list of str
+        Why each label is what it is.
+    kept_annotator_ : bool
+        Whether the guard kept the annotator's labels.
+    verdict_ : str
+        One sentence: better by how much, or kept and why.
+    gold_ : dict
+        Gold rows given and kept, and every use made of them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> truth = rng.integers(0, 2, 400)
+    >>> texts = [("goal match win team" if y else "bank stock price fund") + f" {i}"
+    ...          for i, y in enumerate(truth)]
+    >>> pseudo = np.where(rng.random(400) < 0.75, truth, 1 - truth)
+    >>> gold = [int(y) if i < 50 else None for i, y in enumerate(truth)]
+    >>> refiner = LabelRefiner(rounds=1, random_state=0)
+    >>> refined = refiner.fit_refine(texts, pseudo, gold_labels=gold)
+    >>> bool((refined == truth).mean() > (pseudo == truth).mean())
+    True
+    >>> refiner.predict(["the team and the match"]).tolist()
+    [1]
+    """
+
+    def __init__(
+        self,
+        method: str = "silr",
+        *,
+        encoder: str | Encoder = "tfidf",
+        theta: str = "gold",
+        rounds: int = 5,
+        folds: int = 0,
+        gold_budget: int = 100,
+        guard: str = "safe",
+        random_state: Any = 0,  # noqa: ANN401
+    ) -> None:
+        self.method = method
+        self.encoder = encoder
+        self.theta = theta
+        self.rounds = rounds
+        self.folds = folds
+        self.gold_budget = gold_budget
+        self.guard = guard
+        self.random_state = random_state
+
+    def fit(
+        self,
+        texts: Iterable[str],
+        pseudo_labels: Iterable[Any],
+        gold_labels: Iterable[Any] | None = None,
+    ) -> Self:
+        """Run :meth:`fit_refine` and return the refiner."""
+        self.fit_refine(texts, pseudo_labels, gold_labels)
+        return self
+
+    def fit_refine(
+        self,
+        texts: Iterable[str],
+        pseudo_labels: Iterable[Any],
+        gold_labels: Iterable[Any] | None = None,
+        *,
+        run: RunFolder | None = None,
+        progress: Progress | None = None,
+    ) -> NDArray[Any]:
+        """Refine the labels of a corpus.
+
+        Parameters
+        ----------
+        texts : iterable of str, length n
+            Texts that occur more than once keep their own rows.
+        pseudo_labels : iterable of str, int, bool or None, length n
+            The annotator's labels; None, NaN and "" mean that it abstained.
+        gold_labels : iterable, length n, optional
+            True labels where they are known, for a random sample of rows; None elsewhere.
+        run : RunFolder, optional
+            Where rounds are stored and found again.
+        progress : callable, optional
+            Called with (stage, done, total).
+
+        Returns
+        -------
+        array of shape (n,)
+            ``labels_``.
+
+        Raises
+        ------
+        WhetError
+            If the input cannot be refined; nothing has been written then.
+        """
+        began = time.perf_counter()
+        self._check_parameters()
+        seed = _seed(self.random_state)
+        texts, pseudo, ledger = self._check_input(texts, pseudo_labels, gold_labels, seed)
+        learner = RiskLearner(
+            self.method, self.theta, self.gold_budget, ledger, self.classes_, seed
+        )
+        learner.start_round(pseudo, 1)  # refuses a hopeless annotator before any work is done
+        parts = split(len(texts), self.folds, _duplicates(texts), seed)
+        learner.features = self._encode(texts, run, progress)
+        encoded = time.perf_counter()
+        outcome = run_rounds(
+            pseudo,
+            learner,
+            relabel_all,
+            n_rounds=self.rounds,
+            parts=parts,
+            archive=run,
+            progress=progress,
+        )
+        self.n_iter_ = len(outcome.rounds)
+        model = outcome.model
+        if model is None:  # cross-fitted, or the last round came from the run folder
+            model = learner.fit(np.arange(len(texts)), outcome.before_last, self.n_iter_)
+        self.coef_, self.intercept_ = model.coef_.astype(np.float32), model.intercept_
+        self._conclude(pseudo, ledger, outcome)
+        self.seconds_ = {
+            "encode": round(encoded - began, 3),
+            "rounds": round(time.perf_counter() - encoded, 3),
+        }
+        return self.labels_
+
+    def predict_proba(self, texts: Iterable[str]) -> FloatArray:
+        """Return the classifier's probabilities for new texts, shape (n, K), rows sum to 1.
+
+        They rank texts well but are not calibrated: the sigmoid loss pushes scores apart.
+        """
+        check_is_fitted(self, "coef_")
+        checked = check_texts(list(texts))
+        features = self.encoder_.transform(checked)
+        if not isinstance(self.encoder_, BuiltinEncoder):
+            features = check_features(features, len(checked))
+        return linear_probabilities(features, self.coef_, self.intercept_)
+
+    def predict(self, texts: Iterable[str]) -> NDArray[Any]:
+        """Return ``classes_[argmax predict_proba]`` for new texts, shape (n,)."""
+        labels: NDArray[Any] = self.classes_[self.predict_proba(texts).argmax(axis=1)]
+        return labels
+
+    def save_pretrained(self, folder: Any) -> None:  # noqa: ANN401
+        """Write the classifier as safetensors and JSON, with a card.
+
+        Parameters
+        ----------
+        folder : path
+            Created if absent.
+
+        Raises
+        ------
+        WhetError
+            If the encoder is an object of your own, which whet cannot save.
+        """
+        check_is_fitted(self, "coef_")
+        if not isinstance(self.encoder_, BuiltinEncoder):
+            raise WhetError(
+                f"the encoder {type(self.encoder_).__name__} is not one of whet's and cannot be "
+                "saved: use 'tfidf' or 'embed:...', or keep coef_ and intercept_ yourself"
+            )
+        config = {
+            "classes": self.classes_.tolist(),
+            "encoder": self.encoder_.config(),
+            "refiner": {key: value for key, value in self.get_params().items() if key != "encoder"},
+        }
+        card = {
+            "classes": self.classes_.tolist(),
+            "method": self.method,
+            "rounds": self.n_iter_,
+            "verdict": getattr(self, "verdict_", ""),
+            "estimate": {k: str(v) for k, v in getattr(self, "estimate_", {}).items()},
+        }
+        arrays = {**self.encoder_.arrays(), "coef": self.coef_, "intercept": self.intercept_}
+        model_folder.save(folder, config, arrays, card)
+
+    @classmethod
+    def from_pretrained(cls, folder: Any) -> Self:  # noqa: ANN401
+        """Load what :meth:`save_pretrained` wrote; only JSON and safetensors are read.
+
+        Raises
+        ------
+        WhetError
+            If a file is missing, damaged, or of the wrong shape.
+        """
+        config, arrays = model_folder.load(folder)
+        known = cls().get_params()
+        refiner = cls(**{k: v for k, v in config["refiner"].items() if k in known})
+        refiner.classes_ = class_array(config["classes"])
+        refiner.encoder_ = encoder_from_state(config["encoder"], arrays)
+        refiner.coef_, refiner.intercept_ = arrays["coef"], arrays["intercept"]
+        return refiner
+
+    def __sklearn_tags__(self) -> Any:  # noqa: ANN401
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.two_d_array = False
+        return tags
+
+    # --- checks -------------------------------------------------------------------------------
+
+    def _check_parameters(self) -> None:
+        for name, value, valid in (
+            ("method", self.method, METHODS),
+            ("theta", self.theta, THETA_MODES),
+            ("guard", self.guard, GUARDS),
+        ):
+            if value not in valid:
+                raise WhetError(f"unknown {name} {value!r}{did_you_mean(str(value), valid)}")
+        for name, number, least in (
+            ("rounds", self.rounds, 1),
+            ("gold_budget", self.gold_budget, 1),
+        ):
+            if not isinstance(number, int | np.integer) or number < least:
+                raise WhetError(f"{name} = {number!r}: give a whole number of at least {least}")
+
+    def _check_input(
+        self,
+        texts: Iterable[str],
+        pseudo_labels: Iterable[Any],
+        gold_labels: Iterable[Any] | None,
+        seed: int,
+    ) -> tuple[list[str], Codes, GoldLedger]:
+        checked = check_texts(list(texts))
+        pseudo = clean_labels(pseudo_labels, "pseudo-label")
+        gold = clean_labels(
+            [None] * len(checked) if gold_labels is None else gold_labels, "gold label"
+        )
+        if not len(checked) == len(pseudo) == len(gold):
+            raise WhetError(
+                f"{len(checked)} texts, {len(pseudo)} pseudo-labels and {len(gold)} gold labels: "
+                "give one of each a row (None where there is no label)"
+            )
+        if not checked:
+            raise WhetError("there are no rows: give at least 4 texts with labels")
+        classes = find_classes(pseudo)
+        if len(checked) < 2 * len(classes):
+            raise WhetError(
+                f"{len(checked)} rows for {len(classes)} classes: at least {2 * len(classes)} rows "
+                "(2 a class) are needed to fit anything; add rows"
+            )
+        self.classes_ = class_array(classes)
+        gold_codes = encode(gold, classes, "gold label")
+        if self.theta != "gold" and (gold_codes == MISSING).any():
+            raise WhetError(
+                f"theta={self.theta!r} needs the gold label of every row, and "
+                f"{int((gold_codes == MISSING).sum())} of {len(gold_codes)} are missing: use "
+                "theta='gold', which works from a sample"
+            )
+        ledger = GoldLedger(gold_codes, self.gold_budget if self.theta == "gold" else None, seed)
+        self._warn_about_gold(ledger)
+        return checked, encode(pseudo, classes, "pseudo-label"), ledger
+
+    def _warn_about_gold(self, ledger: GoldLedger) -> None:
+        if not len(ledger) and self.method != "pn":
+            raise WhetError(
+                f"there are no gold labels, and method={self.method!r} estimates theta from them: "
+                "label about 50 random rows by hand and give them as gold labels"
+            )
+        if ledger.given > len(ledger):
+            _warn(
+                f"{ledger.given} gold labels are given and a random {len(ledger)} are used: raise "
+                "gold_budget to use more"
+            )
+        if len(ledger) < 10:
+            _warn(
+                f"only {len(ledger)} gold rows: the intervals are wide and the guard is nearly "
+                "blind; label about 50 random rows"
+            )
+
+    # --- the work -----------------------------------------------------------------------------
+
+    def _encode(
+        self, texts: list[str], run: RunFolder | None, progress: Progress | None
+    ) -> Features:
+        """Features of the corpus: computed once a run, and found again by a resumed one."""
+        self.encoder_ = make_encoder(self.encoder)
+        built_in = isinstance(self.encoder_, BuiltinEncoder)
+        stored = run.load_features() if run is not None and built_in else None
+        if stored is not None and run is not None and isinstance(self.encoder_, BuiltinEncoder):
+            self.encoder_ = encoder_from_state(self.encoder_.config(), run.load_encoder())
+            return stored
+        features = fit_features(
+            self.encoder_, texts, None if progress is None else partial(progress, "encode")
+        )
+        if run is not None:
+            learned = self.encoder_.arrays() if isinstance(self.encoder_, BuiltinEncoder) else {}
+            run.save_features(features, learned)
+        return features
+
+    def _conclude(self, pseudo: Codes, ledger: GoldLedger, outcome: Outcome) -> None:
+        """Judge the rounds on the gold rows and set the fitted attributes."""
+        self.halted_ = outcome.halted
+        self.history_ = [dict(stored.record) for stored in outcome.rounds]
+        self.theta_, self.theta_interval_, self.prior_ = _first_ratios(self.history_[0])
+        gold = ledger.use("accuracy estimates and guard")
+        rows = ledger.rows
+        for record, stored in zip(self.history_, outcome.rounds, strict=True):
+            if "gold_rows" in record:
+                ledger.note(f"theta and prior ({self.theta})", record["round"])
+            if len(rows):
+                right = stored.labels[rows] == gold[rows]
+                record["accuracy"] = estimates.share(right, whole=ledger.whole).as_dict()
+        last = outcome.rounds[-1]
+        account = give_account(pseudo, last.labels, gold, self.guard, whole=ledger.whole)
+        self.estimate_, self.verdict_ = account.estimate, account.verdict
+        self.kept_annotator_ = account.kept_annotator
+        self.proba_ = last.proposals
+        refined = account.labels
+        from_gold = np.zeros(len(pseudo), dtype=bool)
+        if self.theta == "gold" and len(rows):  # the other modes are experiments on the rest
+            from_gold[rows] = True
+            refined[rows] = ledger.use("gold rows keep their gold label")[rows]
+        self.labels_ = self.classes_[refined]
+        self.changed_ = refined != pseudo
+        self.label_proba_ = np.where(from_gold, 1.0, self.proba_[np.arange(len(refined)), refined])
+        self.reason_ = reasons(pseudo, last.labels, refined, self.proba_, from_gold, self.classes_)
+        self.gold_ = ledger.report()
+
+
+def _first_ratios(record: dict[str, Any]) -> tuple[FloatArray | None, ...]:
+    """theta, its interval and the prior of the annotator's labels, None without gold rows."""
+    if "theta" not in record:
+        return None, None, None
+    interval = np.array([record["theta_low"], record["theta_high"]])
+    return np.array(record["theta"]), interval, np.array(record["prior"])
+
+
+def _seed(random_state: Any) -> int:  # noqa: ANN401
+    if isinstance(random_state, int | np.integer):
+        return int(random_state)
+    return int(check_random_state(random_state).randint(2**31 - 1))
+
+
+def _duplicates(texts: list[str]) -> NDArray[np.int64]:
+    """Group number of each row; equal texts share one, so that folds keep them together."""
+    numbers: dict[str, int] = {}
+    return np.fromiter((numbers.setdefault(t, len(numbers)) for t in texts), dtype=np.int64)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, WhetWarning, stacklevel=4)

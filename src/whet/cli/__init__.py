@@ -1,0 +1,86 @@
+"""The command line: one file a verb. Anything a user can mend ends with one sentence and code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import TextIO
+
+from cyclopts import App
+from cyclopts.exceptions import CycloptsError
+from rich.console import Console
+
+from whet import __version__
+from whet.cli import env, predict, refine
+from whet.errors import WhetError, WhetWarning
+
+app = App(
+    name="whet",
+    version=__version__,
+    help="Sharpen labels that nobody has time to check.",
+    help_format="markdown",
+)
+app.command(refine.refine)
+app.command(predict.predict)
+app.command(env.env)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 something to mend, 130 interrupted.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Default: those of the process.
+    """
+    warnings.showwarning = _show_warning
+    warnings.simplefilter("always", WhetWarning)
+    try:
+        app(arguments, exit_on_error=False, print_error=False)
+    except WhetError as error:
+        _fail(str(error))
+    except CycloptsError as error:
+        _fail(f"{' '.join(str(error).split())} See 'whet --help'.")
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        _fail(
+            f"cannot write or read{where}: {error.strerror or error}; free space or mend the "
+            "permissions, and run the command again"
+        )
+    except KeyboardInterrupt:
+        sys.stderr.write("whet: interrupted; finished rounds are kept, add --resume to go on\n")
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        os._exit(1)
+
+
+def _fail(sentence: str) -> None:
+    """Print one line that a terminal cannot be hijacked with, and exit with code 2."""
+    sys.stderr.write(f"whet: {plain(sentence)}\n")
+    raise SystemExit(2)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Show whet's own warnings in one line each, and no library's."""
+    del filename, lineno, file, line
+    if issubclass(category, WhetWarning):
+        sys.stderr.write(f"whet: warning: {plain(str(message))}\n")
+
+
+def plain(text: str) -> str:
+    """Return text on one line without control characters: data may hold terminal escapes."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def console() -> Console:
+    """Return the console for results: stdout, no markup from data."""
+    return Console(markup=False, highlight=False, soft_wrap=not sys.stdout.isatty())

@@ -1,0 +1,98 @@
+"""Settings of ``whet refine``: defaults, then the recipe file, then the flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from whet.errors import WhetError, did_you_mean
+
+
+class RefineRecipe(BaseModel):
+    """Every setting of a refinement, with its default; a YAML recipe may hold any of them.
+
+    Examples
+    --------
+    >>> RefineRecipe(input="corpus.csv", text="text", pseudo="llm").rounds
+    5
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    input: str
+    text: str
+    pseudo: str
+    gold: str | None = None
+    method: Literal["silr", "uu", "pn"] = "silr"
+    encoder: str = "tfidf"
+    theta: Literal["gold", "oracle", "released"] = "gold"
+    rounds: int = Field(default=5, ge=1)
+    folds: int = Field(default=0, ge=0)
+    gold_budget: int = Field(default=100, ge=1)
+    guard: Literal["safe", "mild", "off"] = "safe"
+    seed: int = Field(default=0, ge=0)
+    out: str = "whet-run"
+
+
+def default(name: str) -> str:
+    """Return a setting's default as help text."""
+    return str(RefineRecipe.model_fields[name].default)
+
+
+def load_recipe(config: Path | None, flags: dict[str, Any]) -> RefineRecipe:
+    """Merge a recipe file with flags; flags win.
+
+    Parameters
+    ----------
+    config : Path, optional
+        YAML file that holds any of the settings.
+    flags : dict
+        Settings from the command line; None means not given.
+
+    Raises
+    ------
+    WhetError
+        If the file cannot be read, a key is unknown, or a value is not valid.
+    """
+    content: Any = {}
+    if config is not None:
+        try:
+            content = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+        except FileNotFoundError as error:
+            raise WhetError(f"the recipe {config} does not exist: name a YAML file") from error
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise WhetError(f"the recipe {config} is not readable YAML ({reason})") from error
+        if not isinstance(content, dict):
+            raise WhetError(f"the recipe {config} holds no settings: write lines of key: value")
+    known = list(RefineRecipe.model_fields)
+    content = {str(key).replace("-", "_"): value for key, value in content.items()}
+    for key in content:
+        if key not in known:
+            raise WhetError(f"the recipe {config} has the unknown key {key!r}" + _near(key, known))
+    merged = content | {key: value for key, value in flags.items() if value is not None}
+    try:
+        return RefineRecipe.model_validate(merged)
+    except ValidationError as error:
+        raise WhetError(_sentence(error, config)) from error
+
+
+def _near(key: str, known: list[str]) -> str:
+    return did_you_mean(key, known) + ": correct or remove it"
+
+
+def _sentence(error: ValidationError, config: Path | None) -> str:
+    first = error.errors()[0]
+    key = str(first["loc"][0])
+    flag = "INPUT" if key == "input" else "--" + key.replace("_", "-")
+    if first["type"] == "missing":
+        also = " or in the recipe" if config is not None else ""
+        return f"{flag} is missing: give it on the command line{also}"
+    value = first["input"]
+    if first["type"] == "literal_error":
+        allowed = RefineRecipe.model_fields[key].annotation.__args__  # type: ignore[union-attr]
+        return f"{flag} = {value!r} is not known{did_you_mean(str(value), allowed)}"
+    return f"{flag} = {value!r} is not valid ({first['msg'].lower()}): correct it"

@@ -1,0 +1,213 @@
+"""``whet refine``: the main job, from a table with noisy labels to a run folder."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from whet import __version__
+from whet.cli._progress import ProgressReporter
+from whet.cli._recipe import RefineRecipe, default, load_recipe
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from whet.classify.refiner import LabelRefiner
+    from whet.corpus import Corpus
+    from whet.store import RunFolder
+
+
+def _help(text: str, setting: str | None = None) -> Parameter:
+    shown = text if setting is None else f"{text} [default: {default(setting)}]"
+    return Parameter(help=shown, show_default=False)
+
+
+def refine(
+    input: Annotated[
+        Path | None,
+        _help("Table of texts: CSV, TSV, JSONL, Parquet, or a saved Hugging Face dataset."),
+    ] = None,
+    /,
+    *,
+    text: Annotated[str | None, _help("Column of texts.")] = None,
+    pseudo: Annotated[
+        str | None, _help("Column of the annotator's labels; empty means that it abstained.")
+    ] = None,
+    gold: Annotated[
+        str | None, _help("Column of true labels, for a random sample of rows; else empty.")
+    ] = None,
+    method: Annotated[str | None, _help("silr, uu or pn.", "method")] = None,
+    encoder: Annotated[
+        str | None, _help("tfidf, or embed:FOLDER or embed:HUB_ID (extra [embed]).", "encoder")
+    ] = None,
+    theta: Annotated[
+        str | None,
+        _help("Class ratios from gold; from oracle or released for experiments.", "theta"),
+    ] = None,
+    rounds: Annotated[int | None, _help("Rounds of fit and relabel.", "rounds")] = None,
+    folds: Annotated[
+        int | None,
+        _help("0 relabels all rows, as published; K relabels held-out rows only.", "folds"),
+    ] = None,
+    gold_budget: Annotated[
+        int | None, _help("Most gold rows to use; a random sample of more.", "gold_budget")
+    ] = None,
+    guard: Annotated[
+        str | None,
+        _help("Keep the annotator's labels without a gain on gold: safe, mild, off.", "guard"),
+    ] = None,
+    seed: Annotated[int | None, _help("Seed of samples and folds.", "seed")] = None,
+    out: Annotated[str | None, _help("Output folder.", "out")] = None,
+    resume: Annotated[bool, _help("Go on with an unfinished run in the output folder.")] = False,
+    config: Annotated[
+        Path | None, _help("YAML recipe that holds any of these settings; flags win.")
+    ] = None,
+) -> None:
+    """Refine an annotator's labels, and say honestly how good they are.
+
+    Writes refined.parquet, a model folder and run.json, and prints a table to act on.
+
+        whet refine corpus.csv --text text --pseudo llm --gold gold --out run
+    """
+    flags = {
+        "input": None if input is None else str(input),
+        "text": text,
+        "pseudo": pseudo,
+        "gold": gold,
+        "method": method,
+        "encoder": encoder,
+        "theta": theta,
+        "rounds": rounds,
+        "folds": folds,
+        "gold_budget": gold_budget,
+        "guard": guard,
+        "seed": seed,
+        "out": out,
+    }
+    run_recipe(load_recipe(config, flags), resume=resume)
+
+
+def run_recipe(recipe: RefineRecipe, *, resume: bool) -> None:
+    """Run a refinement into its folder and print the closing table.
+
+    Parameters
+    ----------
+    recipe : RefineRecipe
+    resume : bool
+        Go on with an unfinished run of the same settings and input.
+
+    Raises
+    ------
+    WhetError
+        If anything the user can mend is wrong; no folder is left then.
+    """
+    from whet.cli._summary import print_summary
+    from whet.corpus import read_corpus
+    from whet.store import RunFolder, read_json, sha256_of
+
+    began = time.perf_counter()
+    source = Path(recipe.input)
+    corpus = read_corpus(source, text=recipe.text, pseudo=recipe.pseudo, gold=recipe.gold)
+    settings = recipe.model_dump(exclude={"out"}) | {
+        "input_sha256": sha256_of(source),
+        "whet_version": __version__,
+    }
+    run = RunFolder(Path(recipe.out), settings, resume=resume)
+    if not run.complete:
+        read_seconds = time.perf_counter() - began
+        try:
+            manifest = _refine(recipe, corpus, run, read_seconds)
+        except BaseException:
+            run.discard_if_empty()
+            raise
+    else:
+        manifest = read_json(run.path / "run.json")
+    print_summary(manifest, run.path)
+
+
+def _refine(
+    recipe: RefineRecipe,
+    corpus: Corpus,
+    run: RunFolder,
+    read_seconds: float,
+) -> dict[str, Any]:
+    from whet.classify.refiner import LabelRefiner
+
+    refiner = LabelRefiner(
+        recipe.method,
+        encoder=recipe.encoder,
+        theta=recipe.theta,
+        rounds=recipe.rounds,
+        folds=recipe.folds,
+        gold_budget=recipe.gold_budget,
+        guard=recipe.guard,
+        random_state=recipe.seed,
+    )
+    with ProgressReporter() as progress:
+        refiner.fit_refine(
+            corpus.texts, corpus.pseudo_labels, corpus.gold_labels, run=run, progress=progress
+        )
+    began = time.perf_counter()
+    refiner.save_pretrained(run.path / "model")
+    table = _result(corpus, refiner, recipe.pseudo)
+    seconds = {"read": read_seconds, **refiner.seconds_, "write": time.perf_counter() - began}
+    manifest = _manifest(refiner, corpus, run.settings, seconds)
+    run.finish(table, manifest)
+    return manifest
+
+
+def _result(corpus: Corpus, refiner: LabelRefiner, pseudo: str) -> pa.Table:
+    """All input columns, then what was found; see docs/run-folder.md."""
+    import pyarrow as pa
+
+    table = corpus.table.replace_schema_metadata(None)
+    if pseudo != "pseudo_label":
+        table = table.append_column("pseudo_label", table[pseudo])
+    return (
+        table.append_column("refined_label", pa.array(refiner.labels_.tolist()))
+        .append_column("refined_prob", pa.array(refiner.label_proba_))
+        .append_column("changed", pa.array(refiner.changed_))
+        .append_column("reason", pa.array(refiner.reason_))
+    )
+
+
+def _manifest(
+    refiner: LabelRefiner, corpus: Corpus, settings: dict[str, Any], seconds: dict[str, float]
+) -> dict[str, Any]:
+    from whet.cli.env import versions
+
+    missing = sum(1 for reason in refiner.reason_ if reason.startswith("annotator abstained"))
+    return {
+        "settings": settings,
+        "versions": versions(),
+        "platform": platform.platform(),
+        "input": {"path": corpus.source, "sha256": settings["input_sha256"]},
+        "rows": {
+            "total": len(corpus.texts),
+            "changed": int(refiner.changed_.sum()),
+            "filled": missing,
+        },
+        "classes": refiner.classes_.tolist(),
+        "verdict": refiner.verdict_,
+        "kept_annotator": refiner.kept_annotator_,
+        "estimate": {name: e.as_dict() for name, e in refiner.estimate_.items()},
+        "theta": refiner.theta_,
+        "theta_interval": refiner.theta_interval_,
+        "prior": refiner.prior_,
+        "rounds": refiner.history_,
+        "halted": refiner.halted_,
+        "gold": refiner.gold_,
+        "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
+        "peak_memory_mib": _peak_memory_mib(),
+    }
+
+
+def _peak_memory_mib() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (1 << 20) if sys.platform == "darwin" else peak // 1024

@@ -1,0 +1,279 @@
+"""The run folder: every file is written to a temporary name and renamed, the manifest last.
+
+    settings.json          first: what was asked for, and the SHA-256 of the input
+    features.safetensors   the encoded corpus, until the run is complete
+    rounds/NN/             labels.parquet, then round.json; with round.json the round exists
+    model/                 the classifier
+    refined.parquet        the result
+    run.json               last: with it the run is complete
+
+``docs/run-folder.md`` describes the files for readers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from scipy import sparse
+
+from whet.errors import WhetError
+from whet.rounds import Round
+
+#: Version of the run folder's format; a change that readers notice raises it.
+FORMAT_VERSION = 1
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file so that it is either whole under its name or not there at all.
+
+    Parameters
+    ----------
+    path : Path
+        Final name; its folder must exist.
+    write : callable
+        Given the open temporary file.
+
+    Raises
+    ------
+    OSError
+        If the disk is full or not writable; the temporary file is removed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON atomically, numpy numbers and arrays included."""
+    text = json.dumps(content, indent=2, default=_plain, ensure_ascii=False) + "\n"
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file atomically; the same table gives the same bytes."""
+    write_atomic(path, lambda file: pq.write_table(table, file, compression="zstd"))
+
+
+def write_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    """Write a safetensors file atomically."""
+    blob = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    write_atomic(path, lambda file: file.write(blob))
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read a safetensors file.
+
+    Raises
+    ------
+    WhetError
+        If it is missing, truncated or malformed.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise WhetError(f"{path} cannot be read as safetensors ({error}): restore it") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises
+    ------
+    WhetError
+        If it is missing or damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise WhetError(f"{path} does not exist: name a folder that whet wrote") from error
+    except (OSError, ValueError) as error:
+        raise WhetError(f"{path} cannot be read as JSON ({error}): restore it") from error
+    if not isinstance(content, dict):
+        raise WhetError(f"{path} holds no JSON object: restore it")
+    return content
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, or of all files of a folder in the order of their names."""
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        if file != path:
+            digest.update(file.relative_to(path).as_posix().encode() + b"\0")
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+class RunFolder:
+    """A run on disk: nothing is created before the first artefact, and a resumed run goes on.
+
+    Parameters
+    ----------
+    path : Path
+        The output folder.
+    settings : dict
+        What decides the result: flags, seed, versions, hash of the input. A resumed run must
+        have the same.
+    resume : bool
+        Go on with an unfinished run, if there is one.
+
+    Raises
+    ------
+    WhetError
+        If the folder holds a run and ``resume`` is False, holds other files, or its run was
+        started with other settings.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = RunFolder(Path(tempfile.mkdtemp()) / "run", {"seed": 0}, resume=False)
+    >>> folder.complete
+    False
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any], *, resume: bool) -> None:
+        self.path = path
+        self.settings = json.loads(json.dumps(settings, default=_plain))
+        self._check(resume)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the manifest, written last, is there."""
+        return (self.path / "run.json").is_file()
+
+    def _check(self, resume: bool) -> None:
+        path = self.path
+        if path.exists() and not path.is_dir():
+            raise WhetError(f"the output folder {path} is a file: choose another --out")
+        if not path.exists() or not any(path.iterdir()):
+            return
+        if not (path / "settings.json").is_file():
+            if [p.name for p in path.iterdir() if not p.name.endswith(".tmp")]:
+                raise WhetError(
+                    f"the output folder {path} holds files that are not whet's: choose another "
+                    "--out or empty it"
+                )
+            return
+        if not resume:
+            state = "a finished run" if self.complete else "an unfinished run"
+            remedy = "" if self.complete else "add --resume to finish it, or "
+            raise WhetError(f"the output folder {path} holds {state}: {remedy}choose another --out")
+        before = read_json(path / "settings.json")
+        differing = sorted(
+            key for key in self.settings | before if self.settings.get(key) != before.get(key)
+        )
+        if differing:
+            key = differing[0]
+            raise WhetError(
+                f"the run in {path} was started with {key} = {before.get(key)!r}, not "
+                f"{self.settings.get(key)!r}: resume with the same input and settings, or choose "
+                "another --out"
+            )
+
+    def open(self) -> None:
+        """Create the folder and its settings, and sweep up what a killed run left half-written."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for leftover in self.path.rglob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+        if not (self.path / "settings.json").is_file():
+            write_json(self.path / "settings.json", self.settings)
+
+    def discard_if_empty(self) -> bool:
+        """Remove the folder if nothing in it is worth resuming; return whether it was removed."""
+        if not self.path.is_dir() or self.complete or (self.path / "rounds").is_dir():
+            return False
+        shutil.rmtree(self.path, ignore_errors=True)
+        return True
+
+    def load_features(self) -> Any:  # noqa: ANN401
+        """Return the stored features, or None."""
+        file = self.path / "features.safetensors"
+        if not file.is_file():
+            return None
+        arrays = read_arrays(file)
+        if "dense" in arrays:
+            return arrays["dense"]
+        parts = (arrays["data"], arrays["indices"], arrays["indptr"])
+        return sparse.csr_array(parts, shape=tuple(arrays["shape"].tolist()))
+
+    def save_features(self, features: Any, encoder: dict[str, NDArray[Any]]) -> None:  # noqa: ANN401
+        """Store the features and what the encoder learned, for a resumed run."""
+        self.open()
+        arrays: dict[str, NDArray[Any]] = {"dense": features}
+        if sparse.issparse(features):
+            arrays = {
+                "data": features.data,
+                "indices": features.indices,
+                "indptr": features.indptr,
+                "shape": np.array(features.shape, dtype=np.int64),
+            }
+        if encoder:
+            write_arrays(self.path / "encoder.safetensors", encoder)
+        write_arrays(self.path / "features.safetensors", arrays)
+
+    def load_encoder(self) -> dict[str, NDArray[Any]]:
+        """Return what the encoder learned in the run that stored the features."""
+        file = self.path / "encoder.safetensors"
+        return read_arrays(file) if file.is_file() else {}
+
+    def load_round(self, number: int) -> Round | None:
+        """Return a round that is stored whole, or None."""
+        folder = self._round_folder(number)
+        if not (folder / "round.json").is_file():
+            return None
+        table = pq.read_table(folder / "labels.parquet")
+        columns = [c for c in table.column_names if c.startswith("p_")]
+        proposals = np.column_stack([table[c].to_numpy() for c in columns])
+        return Round(number, table["code"].to_numpy(), proposals, read_json(folder / "round.json"))
+
+    def save_round(self, finished: Round) -> None:
+        """Store the labels and probabilities of a round, then its record."""
+        folder = self._round_folder(finished.number)
+        folder.mkdir(parents=True, exist_ok=True)
+        columns = {"code": pa.array(finished.labels)}
+        for k in range(finished.proposals.shape[1]):
+            columns[f"p_{k}"] = pa.array(finished.proposals[:, k])
+        write_parquet(folder / "labels.parquet", pa.table(columns))
+        write_json(folder / "round.json", finished.record)
+
+    def finish(self, table: pa.Table, manifest: dict[str, Any]) -> None:
+        """Write the result and, last, the manifest; then drop what only resuming needed."""
+        write_parquet(self.path / "refined.parquet", table)
+        write_json(self.path / "run.json", {"format_version": FORMAT_VERSION, **manifest})
+        for name in ("features.safetensors", "encoder.safetensors"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def _round_folder(self, number: int) -> Path:
+        return self.path / "rounds" / f"{number:02d}"
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    """Turn numpy values into what JSON knows."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")
