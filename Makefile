@@ -10,7 +10,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 demo: $(VENV)/core
 	rm -rf demo && mkdir demo
-	$(BIN)/python examples/docstrings.py demo/docstrings.csv
+	$(BIN)/python examples/docstrings.py demo/docstrings.csv --gold 100
 	$(BIN)/whet refine demo/docstrings.csv --text text --pseudo rule --gold gold --out demo/run
 	$(BIN)/python examples/check_demo.py demo/run/refined.parquet
 

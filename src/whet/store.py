@@ -33,6 +33,8 @@ from whet.rounds import Round
 
 #: Version of the run folder's format; a change that readers notice raises it.
 FORMAT_VERSION = 1
+#: What only an unfinished run needs.
+_WORKING_FILES = ("features.safetensors", "encoder.safetensors")
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -174,6 +176,7 @@ class RunFolder:
                     f"the output folder {path} holds files that are not whet's: choose another "
                     "--out or empty it"
                 )
+            self._sweep()
             return
         if not resume:
             state = "a finished run" if self.complete else "an unfinished run"
@@ -190,14 +193,21 @@ class RunFolder:
                 f"{self.settings.get(key)!r}: resume with the same input and settings, or choose "
                 "another --out"
             )
+        self._sweep()
 
     def open(self) -> None:
-        """Create the folder and its settings, and sweep up what a killed run left half-written."""
+        """Create the folder and its settings if they are not there."""
         self.path.mkdir(parents=True, exist_ok=True)
-        for leftover in self.path.rglob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
         if not (self.path / "settings.json").is_file():
             write_json(self.path / "settings.json", self.settings)
+
+    def _sweep(self) -> None:
+        """Remove what a killed run left: half-written files, and features that nobody needs."""
+        for leftover in self.path.rglob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+        if self.complete:
+            for name in _WORKING_FILES:
+                (self.path / name).unlink(missing_ok=True)
 
     def discard_if_empty(self) -> bool:
         """Remove the folder if nothing in it is worth resuming; return whether it was removed."""
@@ -261,8 +271,7 @@ class RunFolder:
         """Write the result and, last, the manifest; then drop what only resuming needed."""
         write_parquet(self.path / "refined.parquet", table)
         write_json(self.path / "run.json", {"format_version": FORMAT_VERSION, **manifest})
-        for name in ("features.safetensors", "encoder.safetensors"):
-            (self.path / name).unlink(missing_ok=True)
+        self._sweep()
 
     def _round_folder(self, number: int) -> Path:
         return self.path / "rounds" / f"{number:02d}"

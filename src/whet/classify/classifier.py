@@ -136,7 +136,8 @@ class UUClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: Any) -> NDArray[Any]:  # noqa: ANN401
         """Return ``classes_[argmax predict_proba(X)]``, shape (n,)."""
-        labels: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        best = self.predict_proba(X).argmax(axis=1)
+        labels: NDArray[Any] = self.classes_[best]
         return labels
 
     def _logits(self, features: Any) -> FloatArray:  # noqa: ANN401

@@ -197,12 +197,12 @@ class EmbeddingEncoder:
 
     def _load(self) -> Any:  # noqa: ANN401
         if self._loaded is None:
-            library = require("sentence_transformers", f"the encoder 'embed:{self.model}'")
             if self.model.startswith((".", "/", "~")) and not os.path.isdir(self.model):
                 raise WhetError(
                     f"the encoder folder {self.model} does not exist: name the folder of a "
                     "sentence-transformers model, or a hub id"
                 )
+            library = require("sentence_transformers", f"the encoder 'embed:{self.model}'")
             try:
                 self._loaded = library.SentenceTransformer(
                     self.model,

@@ -223,7 +223,8 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, texts: Iterable[str]) -> NDArray[Any]:
         """Return ``classes_[argmax predict_proba]`` for new texts, shape (n,)."""
-        labels: NDArray[Any] = self.classes_[self.predict_proba(texts).argmax(axis=1)]
+        best = self.predict_proba(texts).argmax(axis=1)
+        labels: NDArray[Any] = self.classes_[best]
         return labels
 
     def save_pretrained(self, folder: Any) -> None:  # noqa: ANN401

@@ -123,7 +123,7 @@ def run_recipe(recipe: RefineRecipe, *, resume: bool) -> None:
         read_seconds = time.perf_counter() - began
         try:
             manifest = _refine(recipe, corpus, run, read_seconds)
-        except BaseException:
+        except Exception:
             run.discard_if_empty()
             raise
     else:

@@ -1,0 +1,372 @@
+"""LabelRefiner: the contract, the guard, the account of gold, every kind of label."""
+
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from conftest import flip, make_texts, sample_gold
+from whet import LabelRefiner, WhetError, WhetWarning
+
+
+def refine(texts, pseudo, gold, **parameters):
+    refiner = LabelRefiner(**{"rounds": 1, **parameters})
+    refiner.fit_refine(texts, pseudo, gold)
+    return refiner
+
+
+@pytest.mark.parametrize("method", ["pn", "uu", "silr"])
+@pytest.mark.parametrize("folds", [0, 3])
+def test_refined_labels_are_better_than_the_annotator(two_classes, method, folds):
+    texts, truth, pseudo = two_classes
+    gold = sample_gold(truth, 100)
+    refiner = refine(texts, pseudo, gold, method=method, folds=folds)
+    unseen = np.array([g is None for g in gold])
+    before, after = ((x == truth)[unseen].mean() for x in (pseudo, refiner.labels_))
+    assert after > before + (0.0 if method == "uu" and folds == 0 else 0.05)
+
+
+def test_three_classes(three_classes):
+    texts, truth, pseudo = three_classes
+    refiner = refine(texts, pseudo, sample_gold(truth, 100))
+    assert refiner.theta_.shape == (3, 3)
+    np.testing.assert_allclose(refiner.theta_.sum(axis=1), 1)
+    assert (refiner.labels_ == truth).mean() > (pseudo == truth).mean() + 0.1
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["no", "yes"], [0, 1], [-5, 3], [False, True], ["é", "Ω"]],
+    ids=["str", "int", "negative", "bool", "unicode"],
+)
+def test_labels_of_every_kind_come_back_as_they_went_in(two_classes, names):
+    texts, truth, pseudo = two_classes
+    named = [names[y] for y in pseudo]
+    gold = [None if g is None else names[g] for g in sample_gold(truth, 60)]
+    refiner = refine(texts, named, gold)
+    assert set(refiner.labels_.tolist()) == set(names)
+    assert type(refiner.labels_.tolist()[0]) is type(names[0])
+    assert refiner.classes_.tolist() == sorted(names)
+
+
+def test_the_names_and_order_of_classes_do_not_matter(two_classes):
+    texts, truth, pseudo = two_classes
+    gold = sample_gold(truth, 60)
+    one = refine(texts, pseudo, gold).labels_
+    swapped = refine(
+        texts,
+        ["b" if y == 0 else "a" for y in pseudo],
+        [None if g is None else ("b" if g == 0 else "a") for g in gold],
+    ).labels_
+    assert ((swapped == "a") == (one == 1)).mean() > 0.995
+
+
+def test_predict_is_the_argmax_of_predict_proba(three_classes):
+    texts, truth, pseudo = three_classes
+    refiner = refine(texts, pseudo, sample_gold(truth, 60))
+    probability = refiner.predict_proba(texts[:50])
+    assert probability.shape == (50, 3)
+    np.testing.assert_allclose(probability.sum(axis=1), 1)
+    assert (refiner.predict(texts[:50]) == refiner.classes_[probability.argmax(axis=1)]).all()
+    assert refiner.score(texts, truth) > 0.8
+
+
+def test_abstentions_are_refined_too_and_counted_apart(two_classes):
+    texts, truth, pseudo = two_classes
+    some = pseudo.astype(object)
+    some[::3] = None
+    some[1::6] = float("nan")
+    some = ["" if i % 5 == 0 else y for i, y in enumerate(some)]
+    refiner = refine(texts, some, sample_gold(truth, 80))
+    assert set(refiner.labels_.tolist()) == {0, 1}
+    assert refiner.changed_[np.array([i % 3 == 0 for i in range(600)])].all()
+    answered = refiner.estimate_["annotator"].n
+    assert answered + refiner.estimate_["filled"].n == refiner.estimate_["refined"].n == 80
+    assert sum(r.startswith("annotator abstained") for r in refiner.reason_) > 100
+
+
+def test_duplicated_texts_keep_their_own_rows(two_classes):
+    texts, truth, pseudo = two_classes
+    twice = texts + texts
+    labels = np.concatenate([pseudo, 1 - pseudo])
+    gold = sample_gold(truth, 60) + [None] * 600
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", WhetWarning)
+        refiner = refine(twice, labels[:1200], gold, guard="off", folds=2, method="pn")
+    assert len(refiner.labels_) == 1200
+    np.testing.assert_allclose(refiner.proba_[:600], refiner.proba_[600:], atol=1e-9)
+
+
+def test_gold_rows_keep_their_gold_label_and_say_so(two_classes):
+    texts, truth, pseudo = two_classes
+    gold = sample_gold(truth, 60)
+    refiner = refine(texts, pseudo, gold)
+    for row, label in enumerate(gold):
+        if label is not None:
+            assert refiner.labels_[row] == label
+            assert refiner.reason_[row] == "gold label"
+
+
+def test_gold_labels_reach_training_only_through_theta(two_classes):
+    """Gold labels with the same counts of (pseudo, gold) give the same classifier."""
+    texts, truth, pseudo = two_classes
+    gold = sample_gold(truth, 100)
+    rows = [i for i, g in enumerate(gold) if g is not None]
+    permuted = list(gold)
+    for label in (0, 1):
+        mine = [i for i in rows if pseudo[i] == label]
+        for i, j in zip(mine, np.roll(mine, 3), strict=True):
+            permuted[i] = gold[j]
+    assert permuted != gold
+    one, other = (refine(texts, pseudo, g, rounds=1, guard="off") for g in (gold, permuted))
+    np.testing.assert_array_equal(one.coef_, other.coef_)
+
+
+def test_every_use_of_gold_is_listed(two_classes):
+    texts, truth, pseudo = two_classes
+    report = refine(texts, pseudo, sample_gold(truth, 60), rounds=2).gold_
+    assert report["given"] == report["kept"] == len(report["rows"]) == 60
+    assert [(use["purpose"], use["round"]) for use in report["uses"]] == [
+        ("theta and prior (gold)", 1),
+        ("theta and prior (gold)", 2),
+        ("accuracy estimates and guard", None),
+        ("gold rows keep their gold label", None),
+    ]
+
+
+def test_gold_beyond_the_budget_is_not_used(two_classes):
+    texts, truth, pseudo = two_classes
+    with pytest.warns(WhetWarning, match="100 gold labels are given and a random 40 are used"):
+        refiner = refine(texts, pseudo, sample_gold(truth, 100), gold_budget=40)
+    assert refiner.estimate_["refined"].n == 40
+    assert sum(reason == "gold label" for reason in refiner.reason_) == 40
+
+
+def test_guard_keeps_a_perfect_annotator(two_classes):
+    texts, truth, _ = two_classes
+    refiner = refine(texts, truth, sample_gold(truth, 60))
+    assert refiner.kept_annotator_
+    assert (refiner.labels_ == truth).all()
+    assert refiner.verdict_.startswith("Annotator's labels kept")
+    assert not refiner.changed_.any()
+
+
+def test_guard_off_writes_what_the_method_published(two_classes):
+    texts, truth, _ = two_classes
+    hard = np.random.default_rng(0).permutation(texts).tolist()  # texts say nothing
+    refiner = refine(hard, flip(truth, 0.9), sample_gold(truth, 60), guard="off")
+    assert not refiner.kept_annotator_
+    assert (refiner.labels_ != flip(truth, 0.9)).sum() > 30
+    assert "NOT better" in refiner.verdict_
+    safe = refine(hard, flip(truth, 0.9), sample_gold(truth, 60))
+    assert safe.kept_annotator_
+    kept = [r for r in safe.reason_ if r.startswith("kept by the guard; classifier prefers")]
+    assert len(kept) > 30
+
+
+def test_safe_and_mild_differ_on_a_tie(two_classes):
+    texts, truth, pseudo = two_classes
+    gold = [None] * len(truth)
+    for row in range(12):  # rows on which the annotator is right, as will be the classifier
+        easy = np.flatnonzero(pseudo == truth)[row]
+        gold[easy] = truth[easy].item()
+    mild, safe = (refine(texts, pseudo, gold, guard=g) for g in ("mild", "safe"))
+    if mild.estimate_["gain"].value == 0:
+        assert not mild.kept_annotator_
+        assert safe.kept_annotator_
+    else:
+        assert mild.kept_annotator_
+
+
+def test_an_inverted_annotator_is_refused(two_classes):
+    texts, truth, _ = two_classes
+    with pytest.raises(WhetError, match="no better than chance on the 60 gold rows"):
+        refine(texts, flip(truth, 0.2), sample_gold(truth, 60))
+
+
+def test_a_random_annotator_is_refused_or_kept(two_classes):
+    texts, truth, _ = two_classes
+    pseudo = np.random.default_rng(5).integers(0, 2, len(truth))
+    refused = 0
+    for seed in range(4):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", WhetWarning)
+                refiner = refine(texts, pseudo, sample_gold(truth, 60, seed))
+        except WhetError:
+            refused += 1
+        else:
+            assert (refiner.labels_ == truth).mean() >= (pseudo == truth).mean() - 0.02
+    assert refused > 0
+
+
+def test_few_gold_rows_work_with_a_warning(two_classes):
+    texts, truth, pseudo = two_classes
+    gold = [None] * len(truth)
+    for label in (0, 1):
+        for row in np.flatnonzero((pseudo == label) & (truth == label))[:3]:
+            gold[row] = label
+    with pytest.warns(WhetWarning, match="only 6 gold rows: the intervals are wide"):
+        refiner = refine(texts, pseudo, gold)
+    assert refiner.estimate_["annotator"].n == 6
+
+
+def test_no_gold_is_refused_where_theta_needs_it(two_classes):
+    texts, _, pseudo = two_classes
+    with pytest.raises(WhetError, match=r"no gold labels.*label about 50 random rows"):
+        refine(texts, pseudo, None)
+
+
+def test_no_gold_keeps_the_annotator_where_nothing_shows_a_gain(two_classes):
+    texts, _, pseudo = two_classes
+    with pytest.warns(WhetWarning, match="only 0 gold rows"):
+        refiner = refine(texts, pseudo, None, method="pn")
+    assert refiner.kept_annotator_
+    assert refiner.estimate_ == {}
+    assert refiner.theta_ is None
+
+
+def test_oracle_needs_and_uses_every_gold_label(two_classes):
+    texts, truth, pseudo = two_classes
+    with pytest.raises(WhetError, match="theta='oracle' needs the gold label of every row"):
+        refine(texts, pseudo, sample_gold(truth, 60), theta="oracle")
+    refiner = refine(texts, pseudo, truth, theta="oracle")
+    flagged = pseudo == 1
+    assert refiner.theta_[1, 1] == pytest.approx(truth[flagged].mean())
+    assert refiner.estimate_["annotator"].low == refiner.estimate_["annotator"].value
+    assert (refiner.labels_ != truth).any()  # the truth is not written into the result
+
+
+def test_released_mode_leaks_the_oracle_after_round_one(two_classes):
+    texts, truth, pseudo = two_classes
+    refiner = refine(texts, pseudo, truth, theta="released", rounds=2, gold_budget=50)
+    first, second = refiner.history_
+    assert sum(first["theta_n"]) == 50
+    assert sum(second["theta_n"]) == len(truth)
+    assert first["prior"][1] == pytest.approx(truth.mean())
+
+
+def test_released_mode_knows_two_classes_only(three_classes):
+    texts, truth, pseudo = three_classes
+    with pytest.raises(WhetError, match="theta='released' with 3 classes"):
+        refine(texts, pseudo, truth, theta="released")
+
+
+def test_same_seed_same_result(two_classes):
+    texts, truth, pseudo = two_classes
+    gold = sample_gold(truth, 60)
+    one, other = (refine(texts, pseudo, gold, rounds=2, folds=2) for _ in range(2))
+    np.testing.assert_array_equal(one.proba_, other.proba_)
+
+
+def test_history_has_a_record_a_round_with_intervals(two_classes):
+    texts, truth, pseudo = two_classes
+    refiner = refine(texts, pseudo, sample_gold(truth, 60), rounds=3)
+    assert [record["round"] for record in refiner.history_] == [1, 2, 3]
+    for record in refiner.history_:
+        low, theta, high = (np.array(record[k]) for k in ("theta_low", "theta", "theta_high"))
+        assert (low <= theta).all()
+        assert (theta <= high).all()
+        assert record["accuracy"]["low"] < record["accuracy"]["high"]
+
+
+def test_constructor_only_stores_and_clone_works():
+    refiner = LabelRefiner("nope", rounds=-1)
+    assert clone(refiner).get_params() == refiner.get_params()
+    with pytest.raises(WhetError, match="unknown method 'nope'"):
+        refiner.fit(["a"] * 8, [0, 1] * 4, [0, 1] * 4)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"rounds": 0}, "rounds = 0: give a whole number of at least 1"),
+        ({"gold_budget": 0}, "gold_budget = 0"),
+        ({"guard": "sfae"}, r"unknown guard 'sfae' \(did you mean 'safe'\?\)"),
+        ({"theta": "gould"}, r"unknown theta 'gould' \(did you mean 'gold'\?\)"),
+        ({"encoder": "tfdif"}, r"unknown encoder 'tfdif' \(did you mean 'tfidf'\?\)"),
+        ({"encoder": 3}, "has no fit and transform"),
+        ({"folds": 1}, "folds = 1: use 0"),
+    ],
+)
+def test_wrong_parameters_are_named(two_classes, parameters, words):
+    texts, truth, pseudo = two_classes
+    with pytest.raises(WhetError, match=words):
+        refine(texts, pseudo, sample_gold(truth, 60), **parameters)
+
+
+@pytest.mark.parametrize(
+    ("texts", "pseudo", "words"),
+    [
+        (["a", "b"], [0, 1], "2 rows for 2 classes: at least 4"),
+        (["a"] * 6, [0, 1, 0], "6 texts, 3 pseudo-labels and 6 gold"),
+        (["a"] * 6, [0] * 6, "every pseudo-label is 0"),
+        (["a"] * 6, [None] * 6, "all 6 pseudo-labels are missing"),
+        (["a"] * 6, [0, "x"] * 3, r"mix text \('x'\) and numbers \(0\)"),
+        (["a"] * 6, [0.5, 1] * 3, "row 0 has the pseudo-label 0.5"),
+        ([1] * 6, [0, 1] * 3, "text 0 is int, not a string"),
+        (["\ud800"] * 6, [0, 1] * 3, "text 0 holds half of a surrogate pair"),
+        ([], [], "there are no rows"),
+    ],
+)
+def test_unusable_input_is_named(texts, pseudo, words):
+    with pytest.raises(WhetError, match=words):
+        LabelRefiner().fit_refine(texts, pseudo)
+
+
+def test_gold_outside_the_classes_is_named(two_classes):
+    texts, truth, pseudo = two_classes
+    gold = sample_gold(truth, 60)
+    gold[gold.index(1)] = 7
+    with pytest.raises(WhetError, match="has the gold label 7, which no pseudo-label uses"):
+        refine(texts, pseudo, gold)
+
+
+def test_encoder_may_be_any_object_with_fit_and_transform(two_classes, tmp_path):
+    texts, truth, pseudo = two_classes
+    refiner = refine(texts, pseudo, sample_gold(truth, 60), encoder=TfidfVectorizer())
+    assert refiner.score(texts, truth) > 0.85
+    with pytest.raises(WhetError, match="TfidfVectorizer is not one of whet's"):
+        refiner.save_pretrained(tmp_path)
+
+
+def test_a_broken_encoder_is_named(two_classes):
+    class Broken:
+        def fit(self, texts):
+            return self
+
+        def transform(self, texts):
+            return np.full((len(texts), 2), np.nan)
+
+    texts, truth, pseudo = two_classes
+    with pytest.raises(WhetError, match="NaN or infinite features"):
+        refine(texts, pseudo, sample_gold(truth, 60), encoder=Broken())
+
+
+def test_empty_texts_and_very_long_ones_are_rows_like_others(two_classes):
+    texts, truth, pseudo = two_classes
+    odd = ["", None, "x\x00y", "goal " * 1_000_000, *texts[4:]]
+    refiner = refine(odd, pseudo, sample_gold(truth, 60))
+    assert np.isfinite(refiner.proba_).all()
+
+
+def test_rounds_end_when_every_label_is_one_class():
+    truth = np.array([0, 1] * 100)
+    texts = make_texts(np.zeros(200, dtype=int))
+    pseudo = flip(truth, 0.7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", WhetWarning)
+        refiner = LabelRefiner("pn", rounds=5, encoder=_Constant(), guard="off")
+        refiner.fit(texts, pseudo, truth)
+    assert refiner.n_iter_ < 5
+    assert "every label is" in refiner.halted_
+
+
+class _Constant:
+    def fit(self, texts):
+        return self
+
+    def transform(self, texts):
+        return np.ones((len(texts), 1))

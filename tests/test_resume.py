@@ -1,0 +1,138 @@
+"""A run that is killed at any moment and resumed gives the bytes of an uninterrupted one."""
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from conftest import sample_gold
+from whet.cli import main
+
+ROUNDS = 2
+
+# Kills the process when its n-th artefact is written to its temporary name, but not yet renamed.
+KILL_AT_ARTEFACT = """
+    import os, signal, sys
+    rename, count = os.replace, [0]
+    def replace(source, target):
+        count[0] += 1
+        if count[0] == int(sys.argv[1]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(source, target)
+    os.replace = replace
+    from whet.cli import main
+    main(sys.argv[2:])
+"""
+
+
+@pytest.fixture(scope="module")
+def corpus_file(tmp_path_factory, two_classes):
+    texts, truth, pseudo = two_classes
+    path = tmp_path_factory.mktemp("corpus") / "corpus.parquet"
+    gold = sample_gold(truth, 60)
+    pq.write_table(pa.table({"text": texts, "llm": pseudo, "gold": gold}), path)
+    return path
+
+
+def arguments(corpus_file, out, *more):
+    return [
+        *("refine", str(corpus_file), "--text", "text", "--pseudo", "llm", "--gold", "gold"),
+        *("--rounds", str(ROUNDS), "--out", str(out), *more),
+    ]
+
+
+@pytest.mark.parametrize("folds", ["0", "2"])
+def test_a_kill_at_every_artefact_boundary_changes_nothing(corpus_file, tmp_path, folds):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    main_quietly(arguments(corpus_file, whole, "--folds", folds))
+    before = corpus_file.read_bytes()
+    left_behind = 0
+    kills, artefacts, nth = 0, [[]], 2
+    while not (broken / "run.json").exists():
+        code = subprocess.run(
+            [
+                *(sys.executable, "-c", textwrap.dedent(KILL_AT_ARTEFACT), str(nth)),
+                *arguments(corpus_file, broken, "--folds", folds, "--resume"),
+            ],
+            capture_output=True,
+            check=False,
+        ).returncode
+        assert code in (0, -signal.SIGKILL)
+        kills += code != 0
+        artefacts.append([n for n in files(broken) if not n.endswith(".tmp")])
+        left_behind += any(n.endswith(".tmp") for n in files(broken))
+        # A resumed run writes the model anew: get past what the last process already reached.
+        nth += artefacts[-1] == artefacts[-2]
+        assert kills < 40
+    # settings, encoder, features, two files a round, three of the model, refined.parquet and the
+    # manifest: each was half-written in a process that was killed.
+    assert kills >= len(files(whole))
+    assert left_behind == kills
+    assert (broken / "refined.parquet").read_bytes() == (whole / "refined.parquet").read_bytes()
+    assert not list(broken.rglob("*.tmp"))
+    assert files(broken) == files(whole)
+    assert gold_of(broken) == gold_of(whole)
+    assert corpus_file.read_bytes() == before
+
+
+def test_a_kill_at_any_time_changes_nothing(corpus_file, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    main_quietly(arguments(corpus_file, whole))
+    whet = [sys.executable, "-c", "import sys; from whet.cli import main; main(sys.argv[1:])"]
+    for seconds in (1.0, 1.5, 2.0):
+        process = subprocess.Popen(
+            whet + arguments(corpus_file, broken, "--resume"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(seconds)
+        process.kill()
+        process.wait()
+    main_quietly(arguments(corpus_file, broken, "--resume"))
+    assert (broken / "refined.parquet").read_bytes() == (whole / "refined.parquet").read_bytes()
+
+
+def test_resuming_a_finished_run_shows_it_again_and_writes_nothing(corpus_file, tmp_path, capsys):
+    out = tmp_path / "run"
+    main_quietly(arguments(corpus_file, out))
+    stamps = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    capsys.readouterr()
+    main_quietly(arguments(corpus_file, out, "--resume"))
+    assert "refined labels' accuracy" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == stamps
+
+
+def test_resuming_with_other_settings_is_refused(corpus_file, tmp_path, capsys):
+    out = tmp_path / "run"
+    main_quietly(arguments(corpus_file, out))
+    with pytest.raises(SystemExit) as stop:
+        main(arguments(corpus_file, out, "--resume", "--seed", "1"))
+    assert stop.value.code == 2
+    assert "was started with seed = 0, not 1" in capsys.readouterr().err
+
+
+def test_an_error_before_the_first_artefact_leaves_no_folder(corpus_file, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(SystemExit):
+        main(arguments(corpus_file, out, "--encoder", "embed:./nowhere"))
+    assert not out.exists()
+
+
+def main_quietly(args):
+    with contextlib.suppress(SystemExit):
+        main(args)
+
+
+def files(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def gold_of(folder):
+    return json.loads((folder / "run.json").read_text())["gold"]
