@@ -14,7 +14,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 
 from helpers import snapshot
 from whet.corpus import check_texts, read_corpus, read_table, write_table
@@ -172,6 +172,8 @@ def test_python_reads_the_json_lines(folder, table):
 @example(rows=[("007", "1.50")], end="\n", quoting=csv.QUOTE_MINIMAL)
 @example(rows=[("1", "0.1"), ("2", "-0")], end="\n", quoting=csv.QUOTE_MINIMAL)
 def test_types_found_in_a_csv_lose_no_character(folder, rows, end, quoting):
+    # Python leaves a bare carriage return unquoted, which no reader can tell from a line's end.
+    assume(quoting == csv.QUOTE_ALL or not any("\r" in value for row in rows for value in row))
     with (folder / "in.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator=end, quoting=quoting)
         writer.writerows([("a", "b"), *rows])

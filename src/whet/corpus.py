@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,22 +80,31 @@ def read_corpus(source: object, *, text: str, pseudo: str, gold: str | None = No
     for role, column in roles.items():
         require_column(table, column, f"--{role}", name)
     if len(set(roles.values())) < len(roles):
+        names = list(roles.values())
+        twice = next(column for column in names if names.count(column) > 1)
         raise WhetError(
-            f"the column {text!r} is named twice (text, pseudo and gold are "
-            f"{', '.join(map(repr, roles.values()))}): name a different column for each"
+            f"the column {twice!r} is named twice (text, pseudo and gold are "
+            f"{', '.join(map(repr, names))}): name a different column of {name} for each"
         )
-    taken = [c for c in REFINED_COLUMNS if c in table.column_names and c != pseudo]
+    added = [c for c in REFINED_COLUMNS if c != "pseudo_label" or pseudo != "pseudo_label"]
+    taken = [c for c in added if c in table.column_names]
     if taken:
         raise WhetError(
             f"{name} already has the column {taken[0]!r}, which the result adds: rename it"
         )
-    return Corpus(
-        table,
-        text_column(table, text, name),
-        table[pseudo].to_pylist(),
-        None if gold is None else table[gold].to_pylist(),
-        name,
-    )
+    texts = text_column(table, text, name)
+    labels = [None if c is None else _label_column(table, c, name) for c in (pseudo, gold)]
+    return Corpus(table, texts, labels[0] or [], labels[1], name)
+
+
+def _label_column(table: pa.Table, column: str, source: str) -> list[Any]:
+    """Return a column of labels; in CSV, "1.0" is what pandas makes of 1 in a column with gaps."""
+    values: list[Any] = table[column].to_pylist()
+    if source.lower().endswith((".csv", ".tsv")):
+        given = [value for value in values if value]
+        if given and all(isinstance(v, str) and re.fullmatch(r"-?\d+\.0", v) for v in given):
+            return [int(value[:-2]) if value else None for value in values]
+    return values
 
 
 def require_column(table: pa.Table, column: str, flag: str, source: str) -> None:
@@ -125,15 +135,19 @@ def text_column(table: pa.Table, column: str, source: str) -> list[str]:
     if table.num_rows == 0:
         raise WhetError(f"{source} has no rows: give at least one text")
     values = table[column]
-    if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
     if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
-        if pa.types.is_null(values.type) or pa.types.is_nested(values.type):
+        if not pa.types.is_primitive(values.type):
             raise WhetError(
-                f"the column {column!r} of {source} holds {values.type}, not text: name another"
+                f"the column {column!r} of {source} holds {values.type}, not UTF-8 text: convert "
+                "it or name another"
             )
         values = values.cast(pa.string())
-    return [value or "" for value in values.to_pylist()]
+    try:
+        return [value or "" for value in values.to_pylist()]
+    except UnicodeDecodeError as error:
+        raise WhetError(
+            f"the column {column!r} of {source} holds bytes that are not UTF-8: convert it"
+        ) from error
 
 
 def read_table(source: object) -> pa.Table:
@@ -163,7 +177,7 @@ def read_table(source: object) -> pa.Table:
     2
     """
     if isinstance(source, str | os.PathLike):
-        return _modern_strings(_read_path(Path(source)))
+        return _plain_columns(_read_path(Path(source)))
     try:
         if isinstance(source, pa.Table):
             table = source
@@ -179,10 +193,10 @@ def read_table(source: object) -> pa.Table:
     except (pa.ArrowException, UnicodeError) as error:
         raise WhetError(f"the table cannot be read ({_first_line(error)}): mend it") from error
     if isinstance(source, dict) or table.schema.metadata is None:
-        return _modern_strings(table)
+        return _plain_columns(table)
     # A pandas index that only counts rows is not a column of the data.
     extra = [c for c in table.column_names if c.startswith("__index_level_")]
-    return _modern_strings(table.drop_columns(extra).replace_schema_metadata(None))
+    return _plain_columns(table.drop_columns(extra).replace_schema_metadata(None))
 
 
 def _read_path(path: Path) -> pa.Table:
@@ -217,19 +231,29 @@ def _read_path(path: Path) -> pa.Table:
 
 def _read_csv(path: Path, delimiter: str) -> pa.Table:
     content = path.read_bytes()
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise WhetError(
+            f"{path} is not UTF-8 (line 1 begins with the mark of UTF-16): save it as UTF-8, for "
+            "example with iconv -f utf-16 -t utf-8"
+        )
     content.decode("utf-8")  # Arrow names no position when this fails
     if not content.strip():
         raise WhetError(f"{path} is empty: it needs a header and rows")
-    header = pa_csv.open_csv(
+    with pa_csv.open_csv(
         io.BytesIO(content),
         read_options=pa_csv.ReadOptions(block_size=_block(content)),
-        parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        convert_options=pa_csv.ConvertOptions(check_utf8=False),
-    ).schema.names
+        parse_options=pa_csv.ParseOptions(
+            delimiter=delimiter, newlines_in_values=True, invalid_row_handler=lambda row: "skip"
+        ),
+    ) as reader:
+        header = reader.schema.names
     table = pa_csv.read_csv(
         io.BytesIO(content),
-        read_options=pa_csv.ReadOptions(block_size=_block(content)),
-        parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+        # One thread, because only then Arrow names the row that it cannot parse.
+        read_options=pa_csv.ReadOptions(block_size=_block(content), use_threads=False),
+        parse_options=pa_csv.ParseOptions(
+            delimiter=delimiter, newlines_in_values=True, ignore_empty_lines=len(header) > 1
+        ),
         convert_options=pa_csv.ConvertOptions(
             column_types=dict.fromkeys(header, pa.string()),
             null_values=[""],
@@ -273,7 +297,7 @@ def _read_json(path: Path) -> pa.Table:
     if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
         try:
             rows = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise WhetError(f"{path} is not valid JSON ({error}): mend it") from error
     else:
         for number, line in enumerate(text.split("\n"), start=1):
@@ -281,18 +305,28 @@ def _read_json(path: Path) -> pa.Table:
                 continue
             try:
                 rows.append(json.loads(line))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise WhetError(
                     f"line {number} of {path} is not valid JSON ({error}): mend or remove it"
                 ) from error
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise WhetError(
-                f"row {number} of {path} is {type(row).__name__}, not an object with named "
-                'columns: write rows as {"text": ..., "label": ...}'
-            )
+            _check_json_row(rows[-1], f"line {number}", path)
+    for number, row in enumerate(rows):
+        _check_json_row(row, f"row {number}", path)
+    if not rows:
+        raise WhetError(f"{path} has no rows: give at least one text")
     names = list(dict.fromkeys(name for row in rows for name in row))
+    for name in names:
+        if _has_surrogate(name):
+            raise WhetError(f"{path} has the column {name!a}, half of a surrogate pair: remove it")
     return pa.table({name: _json_column(path, name, rows) for name in names})
+
+
+def _check_json_row(row: object, where: str, path: Path) -> None:
+    if not isinstance(row, dict):
+        raise WhetError(
+            f"{where} of {path} is {type(row).__name__}, not an object with named columns: write "
+            'rows as {"text": ..., "label": ...}'
+        )
 
 
 def _json_column(path: Path, name: str, rows: list[dict[str, Any]]) -> pa.Array:
@@ -300,7 +334,9 @@ def _json_column(path: Path, name: str, rows: list[dict[str, Any]]) -> pa.Array:
     try:
         return pa.array(values)
     except UnicodeEncodeError as error:
-        row = next(r for r, v in enumerate(values) if isinstance(v, str) and _has_surrogate(v))
+        row = next(
+            r for r, v in enumerate(values) if _has_surrogate(json.dumps(v, ensure_ascii=False))
+        )
         raise WhetError(
             f"row {row} of {path}, column {name!r}, holds half of a surrogate pair "
             f"({error.object[error.start]!a}), which is no character: remove it or encode "
@@ -350,13 +386,21 @@ def check_texts(texts: Sequence[Any]) -> list[str]:
 def _read_folder(path: Path) -> pa.Table:
     """Read what ``datasets`` writes with ``save_to_disk``, or a folder of Parquet files."""
     if (path / "state.json").is_file():
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        state_file = path / "state.json"
+        try:
+            state = json.loads(state_file.read_text(encoding="utf-8"))
+            names = [str(entry["filename"]) for entry in state["_data_files"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise WhetError(
+                f"{state_file} is damaged ({error!r}): save the data set again"
+            ) from error
+        if not names:
+            raise WhetError(f"{state_file} names no data files: save the data set again")
         tables = []
-        for entry in state["_data_files"]:
-            name = str(entry["filename"])
+        for name in names:
             if Path(name).name != name:
                 raise WhetError(
-                    f"{path / 'state.json'} names the data file {name!r} outside its folder: "
+                    f"{state_file} names the data file {name!r} outside its folder: "
                     "save the data set again"
                 )
             with pa.memory_map(str(path / name)) as stream:
@@ -376,10 +420,13 @@ def _read_folder(path: Path) -> pa.Table:
     return pa.concat_tables([pq.read_table(file) for file in files])
 
 
-def _modern_strings(table: pa.Table) -> pa.Table:
-    """Turn string views and large strings into plain strings, where they fit."""
+def _plain_columns(table: pa.Table) -> pa.Table:
+    """Turn string views and large strings into strings, where they fit, and decode categories."""
     for position, field in enumerate(table.schema):
-        if pa.types.is_string_view(field.type) or pa.types.is_large_string(field.type):
+        if pa.types.is_dictionary(field.type):
+            values = pa.chunked_array([pa.array(table.column(position).to_pylist())])
+            table = table.set_column(position, field.name, values)
+        elif pa.types.is_string_view(field.type) or pa.types.is_large_string(field.type):
             column = table.column(position)
             kind = pa.string() if column.nbytes < 1 << 31 else pa.large_string()
             table = table.set_column(position, field.name, column.cast(kind))
@@ -400,7 +447,7 @@ def write_table(table: pa.Table, path: Path) -> None:
     WhetError
         If the suffix is none of these.
     """
-    check_output(path)
+    check_output(path, table)
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         write_atomic(path, lambda file: pq.write_table(table, file, compression="zstd"))
@@ -411,14 +458,23 @@ def write_table(table: pa.Table, path: Path) -> None:
         write_atomic(path, lambda file: _write_json_lines(table, file))
 
 
-def check_output(path: Path) -> None:
-    """Raise ``WhetError`` if a table cannot be written to ``path``."""
+def check_output(path: Path, table: pa.Table | None = None) -> None:
+    """Raise ``WhetError`` if a table, or this one, cannot be written to ``path``."""
     if path.suffix.lower() not in (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"):
         raise WhetError(
             f"{path} has the suffix {path.suffix!r}: whet writes .csv, .tsv, .jsonl and .parquet"
         )
     if not path.parent.is_dir():
         raise WhetError(f"the folder {path.parent} does not exist: create it first")
+    if path.is_dir():
+        raise WhetError(f"{path} is a folder: name a file")
+    if table is not None and path.suffix.lower() in (".csv", ".tsv"):
+        nested = next((f for f in table.schema if pa.types.is_nested(f.type)), None)
+        if nested is not None:
+            raise WhetError(
+                f"the column {nested.name!r} holds {nested.type}, which {path.name} cannot: write "
+                ".jsonl or .parquet"
+            )
 
 
 def _write_json_lines(table: pa.Table, file: Any) -> None:  # noqa: ANN401

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,6 +35,8 @@ from whet.rounds import Round
 FORMAT_VERSION = 1
 #: What only an unfinished run needs.
 _WORKING_FILES = ("features.safetensors", "encoder.safetensors")
+#: What :func:`write_atomic` leaves when the process is killed.
+_TEMPORARY = re.compile(r"\.\w+\.(json|safetensors|parquet|md)\.\d+\.tmp")
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -59,8 +61,10 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a full disk names no file
         raise
 
 
@@ -157,6 +161,7 @@ class RunFolder:
     def __init__(self, path: Path, settings: dict[str, Any], *, resume: bool) -> None:
         self.path = path
         self.settings = json.loads(json.dumps(settings, default=_plain))
+        self._created = False
         self._check(resume)
 
     @property
@@ -166,12 +171,15 @@ class RunFolder:
 
     def _check(self, resume: bool) -> None:
         path = self.path
-        if path.exists() and not path.is_dir():
-            raise WhetError(f"the output folder {path} is a file: choose another --out")
+        file = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), None)
+        if file is not None:
+            raise WhetError(
+                f"the output folder {path} cannot be: {file} is a file; choose another --out"
+            )
         if not path.exists() or not any(path.iterdir()):
             return
         if not (path / "settings.json").is_file():
-            if [p.name for p in path.iterdir() if not p.name.endswith(".tmp")]:
+            if not all(_TEMPORARY.fullmatch(p.name) for p in path.iterdir()):
                 raise WhetError(
                     f"the output folder {path} holds files that are not whet's: choose another "
                     "--out or empty it"
@@ -197,24 +205,29 @@ class RunFolder:
 
     def open(self) -> None:
         """Create the folder and its settings if they are not there."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        if not self.path.exists():
+            self.path.mkdir(parents=True)
+            self._created = True
         if not (self.path / "settings.json").is_file():
             write_json(self.path / "settings.json", self.settings)
 
     def _sweep(self) -> None:
         """Remove what a killed run left: half-written files, and features that nobody needs."""
         for leftover in self.path.rglob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
+            if _TEMPORARY.fullmatch(leftover.name):
+                leftover.unlink(missing_ok=True)
         if self.complete:
             for name in _WORKING_FILES:
                 (self.path / name).unlink(missing_ok=True)
 
-    def discard_if_empty(self) -> bool:
-        """Remove the folder if nothing in it is worth resuming; return whether it was removed."""
+    def discard_if_empty(self) -> None:
+        """Remove what this run wrote, unless a round is stored that is worth resuming."""
         if not self.path.is_dir() or self.complete or (self.path / "rounds").is_dir():
-            return False
-        shutil.rmtree(self.path, ignore_errors=True)
-        return True
+            return
+        for name in (*_WORKING_FILES, "settings.json"):
+            (self.path / name).unlink(missing_ok=True)
+        if self._created:
+            self.path.rmdir()
 
     def load_features(self) -> Any:  # noqa: ANN401
         """Return the stored features, or None."""

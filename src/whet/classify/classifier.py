@@ -215,7 +215,7 @@ def _minimise(objective: _Objective, start: FloatArray | None, max_iter: int) ->
         np.zeros(objective.n_parameters) if start is None else start,
         jac=True,
         method="L-BFGS-B",
-        options={"maxiter": max_iter, "ftol": 1e-9, "gtol": 1e-7},
+        options={"maxiter": max_iter, "ftol": 1e-6, "gtol": 1e-7},
     )
 
 

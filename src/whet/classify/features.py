@@ -131,7 +131,10 @@ class NgramEncoder:
     @classmethod
     def from_state(cls, config: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Self:
         """Rebuild a fitted encoder; raises ``WhetError`` if the idf is absent or misshapen."""
-        encoder = cls(int(config["n_features"]))
+        size = config.get("n_features")
+        if not isinstance(size, int) or not 0 < size <= 1 << 26:
+            raise WhetError(f"the model's config has n_features = {size!r}: restore the folder")
+        encoder = cls(size)
         expected = encoder.n_features * len(cls._BLOCKS)
         learned = arrays.get("idf", np.empty(0))
         if learned.shape != (expected,):
@@ -231,7 +234,7 @@ class EmbeddingEncoder:
     def from_state(cls, config: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Self:
         """Rebuild the encoder; the model loads at the first text."""
         del arrays
-        return cls(str(config["model"]))
+        return cls(str(config.get("model")))
 
 
 BuiltinEncoder = NgramEncoder | EmbeddingEncoder

@@ -49,6 +49,8 @@ def clean_label(value: Any, row: int, role: str) -> Label | None:  # noqa: ANN40
     if value is None or (isinstance(value, float) and value != value):
         return None
     if isinstance(value, bool | int):
+        if abs(value) >= 1 << 63:
+            raise WhetError(f"row {row} has the {role} {value}, beyond 64 bits: use strings")
         return value
     if isinstance(value, float) and value.is_integer():
         return int(value)

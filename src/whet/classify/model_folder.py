@@ -72,8 +72,14 @@ def load(folder: Any) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:  # noqa
             "use the whet version that wrote it, named in its config.json"
         )
     classes, encoder = config.get("classes"), config.get("encoder")
-    if not isinstance(classes, list) or len(classes) < 2 or not isinstance(encoder, dict):
-        raise WhetError(f"{path / 'config.json'} lacks classes or encoder: restore the folder")
+    if (
+        not isinstance(classes, list)
+        or len(classes) < 2
+        or not all(isinstance(label, str | int) for label in classes)
+    ):
+        raise WhetError(f"{path / 'config.json'} names no two classes: restore the folder")
+    if not isinstance(encoder, dict) or not isinstance(config.get("refiner", {}), dict):
+        raise WhetError(f"{path / 'config.json'} lacks its settings: restore the folder")
     arrays = read_arrays(path / "model.safetensors")
     rows = 1 if len(classes) == 2 else len(classes)
     for name, ndim in (("coef", 2), ("intercept", 1)):

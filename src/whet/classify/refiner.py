@@ -219,6 +219,11 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         features = self.encoder_.transform(checked)
         if not isinstance(self.encoder_, BuiltinEncoder):
             features = check_features(features, len(checked))
+        if features.shape[1] != self.coef_.shape[1]:
+            raise WhetError(
+                f"the classifier's coef has shape {self.coef_.shape} and the encoder gives "
+                f"{features.shape[1]} features: the model folder is damaged; restore it"
+            )
         return linear_probabilities(features, self.coef_, self.intercept_)
 
     def predict(self, texts: Iterable[str]) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -35,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments : sequence of str, optional
         Default: those of the process.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # labels may hold any character
     warnings.showwarning = _show_warning
     warnings.simplefilter("always", WhetWarning)
     try:
@@ -43,17 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(str(error))
     except CycloptsError as error:
         _fail(f"{' '.join(str(error).split())} See 'whet --help'.")
+    except BrokenPipeError:
+        os._exit(1)
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         _fail(
             f"cannot write or read{where}: {error.strerror or error}; free space or mend the "
-            "permissions, and run the command again"
+            "permissions and run the command again, with --resume if it had finished rounds"
         )
     except KeyboardInterrupt:
         sys.stderr.write("whet: interrupted; finished rounds are kept, add --resume to go on\n")
         raise SystemExit(130) from None
-    except BrokenPipeError:
-        os._exit(1)
 
 
 def _fail(sentence: str) -> None:

@@ -36,6 +36,7 @@ def predict(
     for name in ("predicted_label", "predicted_prob"):
         if name in table.column_names:
             raise WhetError(f"{input} already has the column {name!r}: rename it")
+    check_output(out, table)
     probability = refiner.predict_proba(text_column(table, text, str(input)))
     best = probability.argmax(axis=1)
     table = table.append_column("predicted_label", pa.array(refiner.classes_[best].tolist()))

@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from whet import __version__
 from whet.cli._progress import ProgressReporter
 from whet.cli._recipe import RefineRecipe, default, load_recipe
+from whet.errors import WhetError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -112,13 +113,15 @@ def run_recipe(recipe: RefineRecipe, *, resume: bool) -> None:
     from whet.store import RunFolder, read_json, sha256_of
 
     began = time.perf_counter()
-    source = Path(recipe.input)
+    source, out = Path(recipe.input), Path(recipe.out)
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise WhetError(f"--out {out} lies inside the input folder {source}: choose another")
     corpus = read_corpus(source, text=recipe.text, pseudo=recipe.pseudo, gold=recipe.gold)
     settings = recipe.model_dump(exclude={"out"}) | {
         "input_sha256": sha256_of(source),
         "whet_version": __version__,
     }
-    run = RunFolder(Path(recipe.out), settings, resume=resume)
+    run = RunFolder(out, settings, resume=resume)
     if not run.complete:
         read_seconds = time.perf_counter() - began
         try:
