@@ -7,7 +7,7 @@ from scipy.special import expit, softmax
 from whet.classify.risks import (
     SILR_SLOPE,
     Risk,
-    SoftCrossEntropy,
+    SetCrossEntropy,
     binary_uu_risk,
     class_weights,
     uu_coefficients,
@@ -126,10 +126,10 @@ def test_gradient_agrees_with_finite_differences(k, method):
     assert_gradient(risk, scores, sets)
 
 
-def test_gradient_of_the_convex_relative():
+def test_gradient_of_the_smooth_relative():
     rng = np.random.default_rng(0)
     sets, scores = rng.integers(0, 3, 30), rng.normal(size=(30, 3))
-    assert_gradient(SoftCrossEntropy(rng.dirichlet(np.ones(3), 3)), scores, sets)
+    assert_gradient(SetCrossEntropy(rng.dirichlet(np.ones(3), 3)), scores, sets)
 
 
 def assert_gradient(loss, scores, sets, step=1e-6):

@@ -14,7 +14,14 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from whet.classify.priors import set_shares
-from whet.classify.risks import SILR_SLOPE, FloatArray, IntArray, Risk, SoftCrossEntropy
+from whet.classify.risks import (
+    SILR_SLOPE,
+    FloatArray,
+    IntArray,
+    Risk,
+    SetCrossEntropy,
+    transition_from_ratios,
+)
 from whet.errors import WhetError
 
 #: Risks by name; see :mod:`whet.classify.risks`.
@@ -102,10 +109,12 @@ class UUClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         risk = self._risk(codes, n_classes)
         columns = _used_columns(features)
         used = features if columns is None else features[:, columns]
-        # The sigmoid risk is not convex, and from zero it often runs into a constant classifier.
-        # It starts where a convex relative has its minimum: cross-entropy against P(y | label).
+        # The sigmoid risk is not convex, and from zero it often runs into a constant classifier:
+        # it starts where a smooth relative has its minimum.
         trusted = self.method == "pn" or self.theta is None
-        relative = SoftCrossEntropy(np.eye(n_classes) if trusted else np.asarray(self.theta))
+        theta = np.eye(n_classes) if trusted else np.asarray(self.theta, dtype=np.float64)
+        transition = transition_from_ratios(theta, set_shares(codes, n_classes))
+        relative = SetCrossEntropy(transition)
         start = _minimise(_Objective(used, codes, relative, n_classes, 10 * self.l2), None, 50)
         objective = _Objective(used, codes, risk, n_classes, self.l2)
         found = _minimise(objective, start.x, self.max_iter)
@@ -183,7 +192,7 @@ class _Objective:
         self,
         features: Any,  # noqa: ANN401
         codes: IntArray,
-        risk: Risk | SoftCrossEntropy,
+        risk: Risk | SetCrossEntropy,
         n_classes: int,
         l2: float,
     ) -> None:

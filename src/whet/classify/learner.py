@@ -69,7 +69,9 @@ class RiskLearner:
         """
         found = np.unique(labels[labels != MISSING])
         if len(found) < 2:
-            raise Halt(f"every label is {self.classes[found[0]]!r} after round {number - 1}")
+            raise Halt(
+                f"every label is {self.classes.tolist()[found[0]]!r} after round {number - 1}"
+            )
         ratios = self._estimate(labels, number)
         if ratios is None:
             return {}

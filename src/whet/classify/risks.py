@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit, log_softmax, softmax
+from scipy.special import expit, softmax
 
 from whet.errors import WhetError
 
@@ -245,28 +245,56 @@ class Risk:
 
 
 @dataclass(frozen=True)
-class SoftCrossEntropy:
-    """Mean cross-entropy against one class distribution a set: a convex relative of the risks.
+class SetCrossEntropy:
+    """Mean cross-entropy of the set that a row is in, as the class model predicts it.
+
+    ``-log sum_c P(set i | y = c) softmax(f)_c``: the class probabilities are passed through the
+    annotator's confusion matrix and compared with what the annotator said. With a perfect
+    annotator it is the ordinary cross-entropy.
 
     Parameters
     ----------
-    targets : array of shape (m, K)
-        Distribution of the class in each set, theta for instance.
+    transition : array of shape (K, m)
+        P(row falls into set i | y = c); rows sum to 1. See :func:`transition_from_ratios`.
+
+    Notes
+    -----
+    Lu et al., ICML 2021 (U^m-SSC); Patrini et al., CVPR 2017 (forward correction).
 
     Examples
     --------
     >>> import numpy as np
-    >>> loss = SoftCrossEntropy([[0.7, 0.3], [0.2, 0.8]])
-    >>> value, gradient = loss.value_and_gradient(np.zeros((1, 2)), np.array([0]))
-    >>> round(value, 4), gradient.round(2).tolist()
-    (0.6931, [[-0.2, 0.2]])
+    >>> loss = SetCrossEntropy([[0.8, 0.2], [0.3, 0.7]])
+    >>> value, gradient = loss.value_and_gradient(np.zeros((1, 2)), np.array([1]))
+    >>> round(value, 4), gradient.round(3).tolist()
+    (0.7985, [[0.278, -0.278]])
     """
 
-    targets: ArrayLike
+    transition: ArrayLike
 
     def value_and_gradient(self, scores: FloatArray, sets: IntArray) -> tuple[float, FloatArray]:
         """Return the mean loss and its gradient; shapes as in :class:`Risk`."""
-        target = np.asarray(self.targets, dtype=np.float64)[sets]
-        log_probability = log_softmax(scores, axis=1)
-        gradient: FloatArray = (np.exp(log_probability) - target) / len(scores)
-        return -float((target * log_probability).sum()) / len(scores), gradient
+        probability = softmax(scores, axis=1)
+        joint = probability * np.asarray(self.transition, dtype=np.float64).T[sets]
+        of_set = np.maximum(joint.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+        gradient: FloatArray = (probability - joint / of_set) / len(scores)
+        return -float(np.log(of_set).mean()), gradient
+
+
+def transition_from_ratios(theta: ArrayLike, share: ArrayLike) -> FloatArray:
+    """Return P(set i | y = c) from theta[i, c] = P(y = c | set i) and the set shares, by Bayes.
+
+    Returns
+    -------
+    float64 array of shape (K, m)
+        A class that theta gives no mass gets the set shares.
+
+    Examples
+    --------
+    >>> transition_from_ratios([[0.7, 0.3], [0.2, 0.8]], [0.6, 0.4]).round(2).tolist()
+    [[0.84, 0.16], [0.36, 0.64]]
+    """
+    share = np.asarray(share, dtype=np.float64)
+    joint = share[:, None] * np.asarray(theta, dtype=np.float64)
+    mass = joint.sum(axis=0)
+    return np.where(mass > 0, joint / np.where(mass > 0, mass, 1), share[:, None]).T
