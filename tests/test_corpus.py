@@ -17,9 +17,10 @@ import pytest
 from hypothesis import assume, example, given, settings
 
 from helpers import snapshot
-from whet.corpus import check_texts, read_corpus, read_table, write_table
+from whet.corpus import check_texts, read_corpus
 from whet.errors import WhetError
 from whet.store import write_atomic
+from whet.tables import read_table, write_table
 
 quick = settings(deadline=None, max_examples=40)
 

@@ -280,9 +280,12 @@ class RunFolder:
         write_parquet(folder / "labels.parquet", pa.table(columns))
         write_json(folder / "round.json", finished.record)
 
-    def finish(self, table: pa.Table, manifest: dict[str, Any]) -> None:
-        """Write the result and, last, the manifest; then drop what only resuming needed."""
+    def save_result(self, table: pa.Table) -> None:
+        """Write the refined labels."""
         write_parquet(self.path / "refined.parquet", table)
+
+    def finish(self, manifest: dict[str, Any]) -> None:
+        """Write the manifest, after which the run is complete; drop what only resuming needed."""
         write_json(self.path / "run.json", {"format_version": FORMAT_VERSION, **manifest})
         self._sweep()
 

@@ -7,6 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
+#: Classes listed one by one; the rest stands in run.json.
+MOST_CLASSES = 12
+
 
 def print_summary(manifest: dict[str, Any], folder: Path) -> None:
     """Print verdict, table and next step of a run.
@@ -23,50 +26,55 @@ def print_summary(manifest: dict[str, Any], folder: Path) -> None:
     screen = console()
     screen.print()
     screen.print(plain(manifest["verdict"]), style="bold")
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    screen.print("Numbers in brackets are 95 % intervals; n is the gold rows behind a number.\n")
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in _rows(manifest, folder):
         table.add_row(plain(name), plain(value))
     screen.print(table)
+    screen.print()
     screen.print(plain(f"Next: {_next_step(manifest, folder)}"))
 
 
 def _rows(manifest: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
-    rows, settings = manifest["rows"], manifest["settings"]
-    n = rows["total"]
-    estimate = manifest["estimate"]
-    shown = [("rows", f"{n:,}")]
-    titles = {"annotator": "annotator's accuracy", "refined": "refined labels' accuracy"}
-    if rows["filled"]:
-        titles["annotator"] += ", where it answered"
-        titles["filled"] = "  of them, where it abstained"
-    if manifest["kept_annotator"]:
-        titles["classifier"] = "classifier's accuracy, not used"
-    for name, title in titles.items():
-        if name in estimate:
-            shown.append((title, _interval(estimate[name])))
-    if not estimate:
-        shown.append(("accuracy", "unknown: no gold labels"))
-    shown.append(("labels changed", f"{rows['changed']:,} ({rows['changed'] / n:.1%})"))
-    if rows["filled"]:
-        shown.append(("  of them filled", f"{rows['filled']:,} on which the annotator abstained"))
-    shown += _theta_rows(manifest)
-    shown += _round_rows(manifest)
-    shown += _gold_rows(manifest["gold"])
-    seconds = manifest["seconds"]
+    settings, seconds = manifest["settings"], manifest["seconds"]
     stages = ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items())
-    shown.append(("time", f"{sum(seconds.values()):.1f} s ({stages})"))
-    shown.append(("method", f"{settings['method']}, {settings['encoder']}"))
-    shown.append(("labels", str(folder / "refined.parquet")))
-    shown.append(("classifier", str(folder / "model")))
-    shown.append(("full account", str(folder / "run.json")))
+    return [
+        *_label_rows(manifest),
+        *_theta_rows(manifest),
+        *_round_rows(manifest),
+        *_gold_rows(manifest["gold"]),
+        ("method", f"{settings['method']}, encoder {settings['encoder']}"),
+        ("time", f"{sum(seconds.values()):.1f} s ({stages}), {manifest['peak_memory_mib']} MiB"),
+        ("refined labels", str(folder / "refined.parquet")),
+        ("classifier", str(folder / "model")),
+        ("full account", str(folder / "run.json")),
+    ]
+
+
+def _label_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    rows, estimate = manifest["rows"], manifest["estimate"]
+    answered = ", where it answered" if rows["filled"] else ""
+    shown = [("rows", f"{rows['total']:,}")]
+    for name, title, note in (
+        ("annotator", "annotator's accuracy", answered),
+        ("classifier", "classifier's accuracy", f"{answered}; not used"),
+        ("refined", "refined labels' accuracy", ""),
+        ("filled", "  of those filled", ""),
+    ):
+        if name in estimate and (name != "classifier" or manifest["kept_annotator"]):
+            shown.append((title, f"{_interval(estimate[name])}  n = {estimate[name]['n']}{note}"))
+    if not estimate:
+        shown.append(("accuracy", "unknown: there are no gold labels"))
+    shown.append(("labels changed", f"{rows['changed']:,} ({rows['changed'] / rows['total']:.1%})"))
+    if rows["filled"]:
+        shown.append(("  of those filled", f"{rows['filled']:,} where the annotator abstained"))
     return shown
 
 
 def _interval(estimate: dict[str, Any]) -> str:
-    value, low, high = (f"{estimate[key]:.3f}" for key in ("value", "low", "high"))
-    return f"{value}  [{low}, {high}]  95 % interval, n = {estimate['n']}"
+    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
 
 
 def _theta_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
@@ -75,21 +83,21 @@ def _theta_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
         return []
     low, high = manifest["theta_interval"]
     sizes = manifest["rounds"][0]["theta_n"]
+    classes = manifest["classes"]
     rows = []
-    for k, name in enumerate(manifest["classes"]):
-        value = f"{manifest['theta'][k][k]:.2f}  [{low[k][k]:.2f}, {high[k][k]:.2f}]"
-        rows.append((f"theta, labelled {name!r}", f"{value}  are {name!r}, n = {sizes[k]}"))
-    return rows[:12]
+    for k, name in enumerate(classes[:MOST_CLASSES]):
+        value = f"{manifest['theta'][k][k]:.3f} [{low[k][k]:.3f}, {high[k][k]:.3f}]"
+        rows.append((f"theta, labelled {name}", f"{value}  n = {sizes[k]}, are {name}"))
+    if len(classes) > MOST_CLASSES:
+        rows.append(("theta", f"of {len(classes) - MOST_CLASSES} more classes: see run.json"))
+    return rows
 
 
 def _round_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     rows = []
     for record in manifest["rounds"]:
-        judged = ""
-        if "accuracy" in record:
-            a = record["accuracy"]
-            judged = f", accuracy {a['value']:.3f} [{a['low']:.3f}, {a['high']:.3f}]"
-        rows.append((f"round {record['round']}", f"{record['changed']:,} changed{judged}"))
+        judged = f"{_interval(record['accuracy'])}  " if "accuracy" in record else ""
+        rows.append((f"round {record['round']}", f"{judged}{record['changed']:,} changed"))
     if manifest["halted"]:
         rows.append(("", manifest["halted"]))
     return rows
@@ -98,28 +106,29 @@ def _round_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
 def _gold_rows(gold: dict[str, Any]) -> list[tuple[str, str]]:
     if not gold["given"]:
         return [("gold rows", "0")]
-    purposes: dict[str, list[str]] = {}
+    rounds: dict[str, list[int]] = {}
     for use in gold["uses"]:
-        purposes.setdefault(use["purpose"], []).append(str(use["round"] or ""))
-    said = [
-        purpose + (f" (round {', '.join(rounds)})" if any(rounds) else "")
-        for purpose, rounds in purposes.items()
-    ]
-    return [
-        ("gold rows", f"{gold['kept']} of {gold['given']} given"),
-        ("  used for", "; ".join(said)),
-    ]
+        rounds.setdefault(use["purpose"], []).append(use["round"])
+    said = []
+    for purpose, numbers in rounds.items():
+        if numbers[0] is None:
+            said.append(purpose)
+        else:
+            several = len(numbers) > 1
+            which = f"rounds {numbers[0]} to {numbers[-1]}" if several else f"round {numbers[0]}"
+            said.append(f"{purpose} in {which}")
+    kept = f"{gold['kept']} of {gold['given']} given; used for"
+    return [("gold rows", kept), *(("", purpose) for purpose in said)]
 
 
 def _next_step(manifest: dict[str, Any], folder: Path) -> str:
-    gold = manifest["gold"]
-    if gold["kept"] < 50:
-        return "label about 50 random rows by hand and run again with --gold"
+    if manifest["gold"]["kept"] < 50:
+        return "label about 50 random rows by hand and run again with --gold COLUMN"
     if manifest["kept_annotator"]:
         rounds = manifest["settings"]["rounds"]
-        fewer = "; or try --rounds 1 and a new --out" if rounds > 1 else ""
+        fewer = ", or try --rounds 1 with a new --out" if rounds > 1 else ""
         return (
-            "look at the rows whose reason begins with 'kept by the guard' in "
-            f"{folder / 'refined.parquet'}{fewer}"
+            "look at the rows of refined.parquet whose reason begins with 'kept by the guard'"
+            f"{fewer}"
         )
     return f"whet predict {folder / 'model'} NEW.csv --text COLUMN --out predicted.csv"

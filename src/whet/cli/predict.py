@@ -24,8 +24,9 @@ def predict(
     import pyarrow as pa
 
     from whet.classify.refiner import LabelRefiner
-    from whet.corpus import check_output, read_table, require_column, text_column, write_table
+    from whet.corpus import require_column, text_column
     from whet.errors import WhetError
+    from whet.tables import check_output, read_table, write_table
 
     check_output(out)
     if out.exists() and out.samefile(input):

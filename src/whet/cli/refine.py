@@ -158,10 +158,10 @@ def _refine(
         )
     began = time.perf_counter()
     refiner.save_pretrained(run.path / "model")
-    table = _result(corpus, refiner, recipe.pseudo)
+    run.save_result(_result(corpus, refiner, recipe.pseudo))
     seconds = {"read": read_seconds, **refiner.seconds_, "write": time.perf_counter() - began}
     manifest = _manifest(refiner, corpus, run.settings, seconds)
-    run.finish(table, manifest)
+    run.finish(manifest)
     return manifest
 
 
