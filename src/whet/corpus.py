@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,19 +141,21 @@ def text_column(table: pa.Table, column: str, source: str) -> list[str]:
         ) from error
 
 
-def check_texts(texts: Sequence[Any]) -> list[str]:
+def check_texts(texts: Iterable[Any]) -> list[str]:
     """Return texts as a list of str; None becomes "".
 
     Raises
     ------
     WhetError
-        If a value is no string or holds half of a surrogate pair.
+        If ``texts`` is one string, or a value is no string or holds half of a surrogate pair.
 
     Examples
     --------
     >>> check_texts(["a", None])
     ['a', '']
     """
+    if isinstance(texts, str):
+        raise WhetError("texts is one string: pass a list of texts, also for a single one")
     checked: list[str] = []
     for row, text in enumerate(texts):
         if text is None or (isinstance(text, float) and text != text):

@@ -58,6 +58,7 @@ class NgramEncoder:
     """
 
     name = "tfidf"
+    spec = "tfidf"
     _BLOCKS = (("word", (1, 2)), ("char_wb", (3, 5)))
 
     def __init__(self, n_features: int = 2**17) -> None:
@@ -172,6 +173,7 @@ class EmbeddingEncoder:
 
     def __init__(self, name: str) -> None:
         self.model = name
+        self.spec = f"embed:{name}"
         self._loaded: Any = None
 
     def fit(self, texts: Sequence[str]) -> Self:

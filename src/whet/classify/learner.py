@@ -80,7 +80,8 @@ class RiskLearner:
                 priors.require_better_than_chance(ratios, self.classes)
             except WhetError as refusal:
                 raise Halt(str(refusal)) from None
-            self._warn_if_unstable(ratios, number)
+            if number == 1:
+                self._warn_if_unstable(ratios)
         return {
             "theta": ratios.theta.tolist(),
             "theta_low": ratios.low.tolist(),
@@ -130,10 +131,20 @@ class RiskLearner:
             self._ratios[number] = ratios
         return self._ratios[number]
 
-    def _warn_if_unstable(self, ratios: priors.ClassRatios, number: int) -> None:
+    def _warn_if_unstable(self, ratios: priors.ClassRatios) -> None:
+        unseen = self.classes[(ratios.n == 0) & (ratios.share > 0)].tolist()
+        if unseen:
+            warnings.warn(
+                f"the annotator says {unseen[0]!r}"
+                f"{f' (and {len(unseen) - 1} more)' if len(unseen) > 1 else ''} on no gold row, so "
+                "how far that label can be trusted is unknown; label more gold rows, or leave the "
+                "cell empty if it stands for no answer",
+                WhetWarning,
+                stacklevel=2,
+            )
         present = ratios.share > 0
         largest = float(np.abs(class_weights(ratios.theta[present], ratios.prior)).max())
-        if number == 1 and largest > LARGEST_STABLE_WEIGHT:
+        if largest > LARGEST_STABLE_WEIGHT:
             warnings.warn(
                 f"the pseudo-labelled sets have nearly the same class ratios (largest weight "
                 f"{largest:.1f} in the risk, stable below {LARGEST_STABLE_WEIGHT:.0f}): the result "

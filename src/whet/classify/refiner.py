@@ -215,7 +215,7 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         They rank texts well but are not calibrated: the sigmoid loss pushes scores apart.
         """
         check_is_fitted(self, "coef_")
-        checked = check_texts(list(texts))
+        checked = check_texts(texts)
         features = self.encoder_.transform(checked)
         if not isinstance(self.encoder_, BuiltinEncoder):
             features = check_features(features, len(checked))
@@ -254,12 +254,16 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         config = {
             "classes": self.classes_.tolist(),
             "encoder": self.encoder_.config(),
-            "refiner": {key: value for key, value in self.get_params().items() if key != "encoder"},
+            "refiner": {
+                key: value
+                for key, value in self.get_params().items()
+                if isinstance(value, str | int) and key != "encoder"
+            },
         }
         card = {
             "classes": self.classes_.tolist(),
             "method": self.method,
-            "rounds": self.n_iter_,
+            "rounds": getattr(self, "n_iter_", self.rounds),
             "verdict": getattr(self, "verdict_", ""),
             "estimate": {k: str(v) for k, v in getattr(self, "estimate_", {}).items()},
         }
@@ -280,6 +284,7 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         refiner = cls(**{k: v for k, v in config["refiner"].items() if k in known})
         refiner.classes_ = class_array(config["classes"])
         refiner.encoder_ = encoder_from_state(config["encoder"], arrays)
+        refiner.encoder = refiner.encoder_.spec
         refiner.coef_, refiner.intercept_ = arrays["coef"], arrays["intercept"]
         return refiner
 
@@ -313,7 +318,7 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         gold_labels: Iterable[Any] | None,
         seed: int,
     ) -> tuple[list[str], Codes, GoldLedger]:
-        checked = check_texts(list(texts))
+        checked = check_texts(texts)
         pseudo = clean_labels(pseudo_labels, "pseudo-label")
         gold = clean_labels(
             [None] * len(checked) if gold_labels is None else gold_labels, "gold label"
