@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -256,15 +257,17 @@ def _read_folder(path: Path) -> pa.Table:
 
 
 def _plain_columns(table: pa.Table) -> pa.Table:
-    """Turn string views and large strings into strings, where they fit, and decode categories."""
+    """Turn string views, large strings and categories into plain values."""
     for position, field in enumerate(table.schema):
+        column = table.column(position)
         if pa.types.is_dictionary(field.type):
-            values = pa.chunked_array([pa.array(table.column(position).to_pylist())])
-            table = table.set_column(position, field.name, values)
-        elif pa.types.is_string_view(field.type) or pa.types.is_large_string(field.type):
-            column = table.column(position)
-            kind = pa.string() if column.nbytes < 1 << 31 else pa.large_string()
-            table = table.set_column(position, field.name, column.cast(kind))
+            column = pa.array(column.to_pylist())
+        elif pa.types.is_string_view(field.type):
+            column = pa.array(column.to_pylist(), pa.string())
+        elif pa.types.is_large_string(field.type):
+            with contextlib.suppress(pa.ArrowInvalid):  # over 2 GiB a chunk: it stays large
+                column = column.cast(pa.string())
+        table = table.set_column(position, field.name, column)
     return table
 
 
