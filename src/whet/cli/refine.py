@@ -65,7 +65,9 @@ def refine(
     ] = None,
     seed: Annotated[int | None, _help("Seed of samples and folds.", "seed")] = None,
     out: Annotated[str | None, _help("Output folder.", "out")] = None,
-    resume: Annotated[bool, _help("Go on with an unfinished run in the output folder.")] = False,
+    resume: Annotated[
+        bool, Parameter(help="Go on with an unfinished run in the output folder.", negative="")
+    ] = False,
     config: Annotated[
         Path | None, _help("YAML recipe that holds any of these settings; flags win.")
     ] = None,
