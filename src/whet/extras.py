@@ -9,7 +9,7 @@ from types import ModuleType
 from whet.errors import WhetError
 
 #: Extra -> modules that it brings. ``whet env`` lists them; :func:`require` names the extra.
-EXTRAS = {"embed": ("sentence_transformers", "transformers")}
+EXTRAS = {"embed": ("sentence_transformers", "transformers", "huggingface_hub")}
 
 
 def require(module: str, purpose: str) -> ModuleType:

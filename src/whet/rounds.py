@@ -26,7 +26,15 @@ Progress = Callable[[str, int, int], None]
 
 
 class Halt(WhetError):
-    """The current labels cannot carry another round; the labels of the last round stand."""
+    """The current labels cannot carry another round; the labels of the last round stand.
+
+    Examples
+    --------
+    >>> raise Halt("every label is 'ham' after round 1")
+    Traceback (most recent call last):
+    ...
+    whet.rounds.Halt: every label is 'ham' after round 1
+    """
 
 
 class Learner(Protocol):
@@ -51,7 +59,13 @@ Rule = Callable[[Array, Array, int], Array]
 
 @dataclass(frozen=True)
 class Round:
-    """One stored round: the labels it ended with, the proposals behind them, and its record."""
+    """One stored round: the labels it ended with, the proposals behind them, and its record.
+
+    Examples
+    --------
+    >>> Round(1, np.array([0, 1]), np.array([[0.9, 0.1], [0.2, 0.8]]), {"changed": 1}).number
+    1
+    """
 
     number: int
     labels: Array
@@ -84,6 +98,11 @@ class Outcome:
         The last round's model where one was fitted on all rows in this process.
     halted : str or None
         Why the loop ended before ``n_rounds``.
+
+    Examples
+    --------
+    >>> Outcome([], np.array([0, 1]), None, None).before_last.tolist()
+    [0, 1]
     """
 
     rounds: list[Round]

@@ -112,7 +112,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise WhetError(f"{path} does not exist: name a folder that whet wrote") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WhetError(f"{path} cannot be read as JSON ({error}): restore it") from error
     if not isinstance(content, dict):
         raise WhetError(f"{path} holds no JSON object: restore it")

@@ -36,6 +36,13 @@ class Account:
         speaks of is absent.
     verdict : str
         One sentence for a person.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> codes = np.array([0, 1, 1])
+    >>> print(give_account(codes, codes, codes, "safe", whole=False).verdict.split(":")[0])
+    Annotator's labels kept
     """
 
     labels: Codes
@@ -94,7 +101,8 @@ def give_account(
         if len(hits)
     }
     if measured is not None:
-        estimate["gain"] = estimates.difference(right[answered], before, whole=whole)
+        # Labels that were kept differ in no row, known or not: their gain is exactly zero.
+        estimate["gain"] = estimates.difference(right[answered], before, whole=whole or kept)
     return Account(labels, kept, estimate, _verdict(kept, measured))
 
 

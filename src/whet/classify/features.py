@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol, Self, TypeAlias
 
 import numpy as np
@@ -77,7 +78,8 @@ class NgramEncoder:
         Returns
         -------
         float32 csr array of shape (len(texts), 2 * n_features)
-            Rows have unit length, or are zero for a text without n-grams.
+            Rows have unit length; half their square comes from words and half from characters,
+            and is missing where a text has no known n-gram of that kind.
         """
         counts = self._count(texts, progress)
         self._weights = []
@@ -91,6 +93,8 @@ class NgramEncoder:
 
     def transform(self, texts: Sequence[str], progress: Progress | None = None) -> sparse.csr_array:
         """Return the features of ``texts``; shape and scale as in :meth:`fit_transform`."""
+        if not len(texts):
+            return sparse.csr_array((0, self.n_features * len(self._BLOCKS)), dtype=np.float32)
         return self._weigh(self._count(texts, progress))
 
     def _count(self, texts: Sequence[str], progress: Progress | None) -> list[sparse.csr_array]:
@@ -138,10 +142,10 @@ class NgramEncoder:
         encoder = cls(size)
         expected = encoder.n_features * len(cls._BLOCKS)
         learned = arrays.get("idf", np.empty(0))
-        if learned.shape != (expected,):
+        if learned.shape != (expected,) or not np.isfinite(learned).all():
             raise WhetError(
-                f"the model's idf has shape {learned.shape}, its config needs ({expected},): the "
-                "folder is damaged; save the model again"
+                f"the model's idf has shape {learned.shape} or is not finite, its config needs "
+                f"({expected},): the folder is damaged; save the model again"
             )
         encoder._weights = []
         for idf in np.split(learned, len(cls._BLOCKS)):
@@ -172,8 +176,9 @@ class EmbeddingEncoder:
     name = "embed"
 
     def __init__(self, name: str) -> None:
-        self.model = name
-        self.spec = f"embed:{name}"
+        folder = os.path.abspath(os.path.expanduser(name))
+        self.model = folder if os.path.isdir(folder) else name
+        self.spec = f"embed:{self.model}"
         self._loaded: Any = None
 
     def fit(self, texts: Sequence[str]) -> Self:
@@ -192,6 +197,8 @@ class EmbeddingEncoder:
     ) -> NDArray[np.float32]:
         """Return float32 embeddings of unit length, shape (len(texts), d)."""
         model = self._load()
+        if not len(texts):
+            return np.empty((0, model.get_embedding_dimension()), dtype=np.float32)
         parts = [
             model.encode(
                 chunk, batch_size=64, normalize_embeddings=True, show_progress_bar=False
@@ -208,14 +215,16 @@ class EmbeddingEncoder:
                     "sentence-transformers model, or a hub id"
                 )
             library = require("sentence_transformers", f"the encoder 'embed:{self.model}'")
+            require("transformers", "sentence_transformers").utils.logging.disable_progress_bar()
             try:
+                folder = self.model if os.path.isdir(self.model) else _download(self.model)
+                _refuse_pickles(Path(folder))
                 self._loaded = library.SentenceTransformer(
-                    self.model,
-                    device="cpu" if os.environ.get("CUDA_VISIBLE_DEVICES") == "" else None,
-                    trust_remote_code=False,
-                    model_kwargs={"use_safetensors": True},
+                    str(folder), trust_remote_code=False, model_kwargs={"use_safetensors": True}
                 )
-            except (OSError, ValueError) as error:
+            except WhetError:
+                raise
+            except Exception as error:  # a damaged folder fails in as many ways as it has files
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise WhetError(
                     f"the encoder model {self.model!r} cannot be loaded ({reason}): name a folder "
@@ -236,7 +245,10 @@ class EmbeddingEncoder:
     def from_state(cls, config: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Self:
         """Rebuild the encoder; the model loads at the first text."""
         del arrays
-        return cls(str(config.get("model")))
+        model = config.get("model")
+        if not isinstance(model, str) or not model:
+            raise WhetError(f"the model's config names the embedding model {model!r}: restore it")
+        return cls(model)
 
 
 BuiltinEncoder = NgramEncoder | EmbeddingEncoder
@@ -311,6 +323,25 @@ def check_features(features: Any, n_rows: int) -> Features:  # noqa: ANN401
     if not np.isfinite(values).all():
         raise WhetError("the encoder returned NaN or infinite features: mend the encoder")
     return matrix
+
+
+def _download(hub_id: str) -> str:
+    """Fetch a model from the hub, data files only, and return its folder."""
+    hub = require("huggingface_hub", f"the encoder 'embed:{hub_id}'")
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    return str(hub.snapshot_download(hub_id, allow_patterns=patterns))
+
+
+def _refuse_pickles(folder: Path) -> None:
+    """Raise ``WhetError`` if a part of the model has pickled weights and no safetensors."""
+    for path in folder.rglob("*"):
+        if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt") and not any(
+            path.parent.glob("*.safetensors")
+        ):
+            raise WhetError(
+                f"the encoder folder {folder} holds the pickled weights {path.name}, which whet "
+                "does not open: convert them to safetensors"
+            )
 
 
 def _chunks(texts: Sequence[str], size: int, progress: Progress | None) -> Iterator[list[str]]:

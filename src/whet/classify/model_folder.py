@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,10 @@ def save(
     templates = Environment(
         loader=PackageLoader("whet.classify"),
         undefined=StrictUndefined,
-        autoescape=False,  # noqa: S701 - Markdown, not HTML; values are escaped by the filter
+        autoescape=False,  # noqa: S701 - Markdown, not HTML; class names pass the filter code
         keep_trailing_newline=True,
     )
-    templates.filters["inline"] = _inline
+    templates.filters["code"] = _code
     text = templates.get_template("model_card.md.j2").render(version=__version__, **card)
     write_atomic(path / "README.md", lambda file: file.write(text.encode()))
     header = {"format": "whet-classifier", "format_version": MODEL_FORMAT}
@@ -76,8 +77,10 @@ def load(folder: Any) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:  # noqa
         not isinstance(classes, list)
         or len(classes) < 2
         or not all(isinstance(label, str | int) for label in classes)
+        or len({str(label) for label in classes}) < len(classes)
+        or not all(isinstance(label, str) or abs(label) < 1 << 63 for label in classes)
     ):
-        raise WhetError(f"{path / 'config.json'} names no two classes: restore the folder")
+        raise WhetError(f"{path / 'config.json'} names no distinct classes: restore the folder")
     if not isinstance(encoder, dict) or not isinstance(config.get("refiner", {}), dict):
         raise WhetError(f"{path / 'config.json'} lacks its settings: restore the folder")
     arrays = read_arrays(path / "model.safetensors")
@@ -89,13 +92,14 @@ def load(folder: Any) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:  # noqa
                 f"{path / 'model.safetensors'} holds {name} of shape {shape} for {len(classes)} "
                 f"classes, not {rows} rows: the folder is damaged; restore it"
             )
-        if not np.isfinite(arrays[name]).all():
-            raise WhetError(f"{path / 'model.safetensors'} holds NaN in {name}: restore it")
+        if not np.isfinite(arrays[name]).all() or np.abs(arrays[name]).max(initial=0) > 1e9:
+            raise WhetError(f"{path / 'model.safetensors'} holds NaN or no sane {name}: restore it")
     config.setdefault("refiner", {})
     return config, arrays
 
 
-def _inline(value: object) -> str:
-    """One line of Markdown that cannot open a tag, a table cell or a heading."""
-    text = " ".join(str(value).split())
-    return "".join("\\" + c if c in "\\`*_{}[]<>#|!" else c for c in text)
+def _code(value: object) -> str:
+    """Return a class name as Markdown code, in which nothing has a meaning, without controls."""
+    text = "".join(c if c.isprintable() else " " for c in " ".join(str(value).split()))
+    ticks = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
+    return f"{ticks} {text} {ticks}"

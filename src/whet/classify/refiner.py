@@ -94,6 +94,12 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         One sentence: better by how much, or kept and why.
     gold_ : dict
         Gold rows given and kept, and every use made of them.
+    label_proba_ : float64 array of shape (n,)
+        Probability of each refined label; 1 where it is a gold label.
+    halted_ : str or None
+        Why the rounds ended early.
+    n_iter_ : int
+        Rounds that were run.
 
     Examples
     --------
@@ -216,6 +222,8 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self, "coef_")
         checked = check_texts(texts)
+        if not checked:
+            return np.empty((0, len(self.classes_)))
         features = self.encoder_.transform(checked)
         if not isinstance(self.encoder_, BuiltinEncoder):
             features = check_features(features, len(checked))

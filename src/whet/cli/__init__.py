@@ -22,6 +22,7 @@ app = App(
     version=__version__,
     help="Sharpen labels that nobody has time to check.",
     help_format="markdown",
+    suppress_keyboard_interrupt=False,  # main says how to go on
 )
 app.command(refine.refine)
 app.command(predict.predict)
@@ -87,4 +88,9 @@ def plain(text: str) -> str:
 
 def console() -> Console:
     """Return the console for results: stdout, no markup from data."""
-    return Console(markup=False, highlight=False, soft_wrap=not sys.stdout.isatty())
+    return Console(
+        markup=False,
+        emoji=False,
+        highlight=False,
+        width=None if sys.stdout.isatty() else 10_000,  # in a file or a pipe, lines stay whole
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -131,4 +132,5 @@ def _next_step(manifest: dict[str, Any], folder: Path) -> str:
             "look at the rows of refined.parquet whose reason begins with 'kept by the guard'"
             f"{fewer}"
         )
-    return f"whet predict {folder / 'model'} NEW.csv --text COLUMN --out predicted.csv"
+    model = shlex.quote(str(folder / "model"))
+    return f"whet predict {model} NEW.csv --text COLUMN --out predicted.csv"

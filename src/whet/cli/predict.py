@@ -29,7 +29,7 @@ def predict(
     from whet.tables import check_output, read_table, write_table
 
     check_output(out)
-    if out.exists() and out.samefile(input):
+    if out.exists() and input.exists() and out.samefile(input):
         raise WhetError(f"--out {out} is the input, which whet never changes: choose another file")
     refiner = LabelRefiner.from_pretrained(model)
     table = read_table(input)
