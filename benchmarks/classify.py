@@ -46,6 +46,9 @@ class Recorder:
     def __init__(self, features: Any, learned: dict[str, Any]) -> None:  # noqa: ANN401
         self.features, self.learned, self.rounds = features, learned, []
 
+    def open(self) -> None:
+        """Create nothing."""
+
     def load_features(self) -> Any:  # noqa: ANN401
         """Return the features of the cell's data set."""
         return self.features

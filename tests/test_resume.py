@@ -41,10 +41,10 @@ def corpus_file(tmp_path_factory, two_classes):
     return path
 
 
-def arguments(corpus_file, out, *more):
+def arguments(corpus_file, out, *more, rounds=ROUNDS):
     return [
         *("refine", str(corpus_file), "--text", "text", "--pseudo", "llm", "--gold", "gold"),
-        *("--rounds", str(ROUNDS), "--out", str(out), *more),
+        *("--rounds", str(rounds), "--out", str(out), *more),
     ]
 
 
@@ -136,3 +136,22 @@ def files(folder):
 
 def gold_of(folder):
     return json.loads((folder / "run.json").read_text())["gold"]
+
+
+def test_two_processes_do_not_write_to_one_folder(corpus_file, tmp_path, capsys):
+    out = tmp_path / "run"
+    slow = [sys.executable, "-c", "import sys; from whet.cli import main; main(sys.argv[1:])"]
+    first = subprocess.Popen(
+        slow + arguments(corpus_file, out, rounds=100_000), stderr=subprocess.DEVNULL
+    )
+    try:
+        while first.poll() is None and not (out / "rounds" / "01").exists():
+            time.sleep(0.05)
+        with pytest.raises(SystemExit) as stop:
+            main(arguments(corpus_file, out, "--resume", rounds=100_000))
+    finally:
+        first.kill()
+        first.wait()
+    assert stop.value.code == 2
+    assert "another process is writing to the output folder" in capsys.readouterr().err
+    assert (out / "settings.json").exists()

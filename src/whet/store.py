@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -162,14 +163,18 @@ class RunFolder:
         self.path = path
         self.settings = json.loads(json.dumps(settings, default=_plain))
         self._created = False
-        self._check(resume)
+        self._resume = resume
+        self._lock: int | None = None
+        if resume and self.path.is_dir():
+            self._acquire()
+        self._check()
 
     @property
     def complete(self) -> bool:
         """Whether the manifest, written last, is there."""
         return (self.path / "run.json").is_file()
 
-    def _check(self, resume: bool) -> None:
+    def _check(self) -> None:
         path = self.path
         file = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), None)
         if file is not None:
@@ -186,7 +191,7 @@ class RunFolder:
                 )
             self._sweep()
             return
-        if not resume:
+        if not self._resume:
             state = "a finished run" if self.complete else "an unfinished run"
             remedy = "" if self.complete else "add --resume to finish it, or "
             raise WhetError(f"the output folder {path} holds {state}: {remedy}choose another --out")
@@ -205,11 +210,33 @@ class RunFolder:
 
     def open(self) -> None:
         """Create the folder and its settings if they are not there."""
-        if not self.path.exists():
-            self.path.mkdir(parents=True)
-            self._created = True
+        if self._lock is None:
+            if not self.path.exists():
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._created = True
+            self._acquire()
+            self._check()  # another run may have begun here since
         if not (self.path / "settings.json").is_file():
             write_json(self.path / "settings.json", self.settings)
+
+    def close(self) -> None:
+        """Let other processes write to the folder; a process that ends does so by itself."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _acquire(self) -> None:
+        """Lock the folder against a second process; the lock dies with its process."""
+        lock = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            raise WhetError(
+                f"another process is writing to the output folder {self.path}: wait for it, or "
+                "choose another --out"
+            ) from None
+        self._lock = lock
 
     def _sweep(self) -> None:
         """Remove what a killed run left: half-written files, and features that nobody needs."""
@@ -222,7 +249,7 @@ class RunFolder:
 
     def discard_if_empty(self) -> None:
         """Remove what this run wrote, unless a round is stored that is worth resuming."""
-        if not self.path.is_dir() or self.complete or (self.path / "rounds").is_dir():
+        if self._lock is None or self.complete or (self.path / "rounds").is_dir():
             return
         for name in (*_WORKING_FILES, "settings.json"):
             (self.path / name).unlink(missing_ok=True)
@@ -242,7 +269,6 @@ class RunFolder:
 
     def save_features(self, features: Any, encoder: dict[str, NDArray[Any]]) -> None:  # noqa: ANN401
         """Store the features and what the encoder learned, for a resumed run."""
-        self.open()
         arrays: dict[str, NDArray[Any]] = {"dense": features}
         if sparse.issparse(features):
             arrays = {

@@ -380,6 +380,8 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ) -> Features:
         """Features of the corpus: computed once a run, and found again by a resumed one."""
         self.encoder_ = make_encoder(self.encoder)
+        if run is not None:
+            run.open()
         built_in = isinstance(self.encoder_, BuiltinEncoder)
         stored = run.load_features() if run is not None and built_in else None
         if stored is not None and run is not None and isinstance(self.encoder_, BuiltinEncoder):

@@ -124,15 +124,16 @@ def run_recipe(recipe: RefineRecipe, *, resume: bool) -> None:
         "whet_version": __version__,
     }
     run = RunFolder(out, settings, resume=resume)
-    if not run.complete:
-        read_seconds = time.perf_counter() - began
-        try:
-            manifest = _refine(recipe, corpus, run, read_seconds)
-        except Exception:
-            run.discard_if_empty()
-            raise
-    else:
-        manifest = read_json(run.path / "run.json")
+    try:
+        if run.complete:
+            manifest = read_json(run.path / "run.json")
+        else:
+            manifest = _refine(recipe, corpus, run, time.perf_counter() - began)
+    except Exception:
+        run.discard_if_empty()
+        raise
+    finally:
+        run.close()
     print_summary(manifest, run.path)
 
 
