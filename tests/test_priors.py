@@ -88,6 +88,23 @@ def test_theta_intervals_cover_the_truth():
         assert 0.92 <= np.mean(covered, axis=0)[set_number, 1] <= 0.98
 
 
+def test_theta_intervals_cover_the_truth_of_six_classes():
+    rng = np.random.default_rng(2)
+    covered = []
+    for _ in range(500):
+        truth = rng.choice(6, 2000, p=[0.22, 0.23, 0.22, 0.02, 0.15, 0.16])
+        wrong = (truth + rng.integers(1, 6, 2000)) % 6
+        pseudo = np.where(rng.random(2000) < rng.uniform(0.4, 0.9), truth, wrong)
+        share = set_shares(pseudo, 6)
+        exact = exact_ratios(count_pairs(pseudo, truth, 6), share).theta
+        counts = count_pairs(pseudo, sampled(rng, truth, 50), 6)
+        ratios = ratios_from_counts(counts, share)
+        assert (ratios.low <= ratios.theta).all()
+        assert (ratios.theta <= ratios.high).all()
+        covered.append(np.diag((ratios.low <= exact) & (exact <= ratios.high)))
+    assert 0.92 <= np.mean(covered) <= 0.99
+
+
 def test_prior_interval_covers_the_truth():
     rng = np.random.default_rng(1)
     covered = []

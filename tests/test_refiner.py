@@ -3,6 +3,7 @@
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -221,7 +222,7 @@ def test_no_gold_is_refused_where_theta_needs_it(two_classes):
 
 def test_no_gold_keeps_the_annotator_where_nothing_shows_a_gain(two_classes):
     texts, _, pseudo = two_classes
-    with pytest.warns(WhetWarning, match="only 0 gold rows"):
+    with pytest.warns(WhetWarning, match="there are no gold labels"):
         refiner = refine(texts, pseudo, None, method="pn")
     assert refiner.kept_annotator_
     assert refiner.estimate_ == {}
@@ -370,3 +371,38 @@ class _Constant:
 
     def transform(self, texts):
         return np.ones((len(texts), 1))
+
+
+def test_labels_in_another_order_than_the_texts_are_refused(two_classes):
+    texts, truth, pseudo = two_classes
+    frame = pd.DataFrame({"text": texts, "llm": pseudo, "gold": sample_gold(truth, 60)})
+    with pytest.raises(WhetError, match="different indexes"):
+        LabelRefiner(rounds=1).fit(frame.text, frame.llm, frame.gold.sample(frac=1))
+    refiner = LabelRefiner(rounds=1).fit(frame.text, frame.llm, frame.gold)
+    assert len(refiner.labels_) == 600
+
+
+def test_labels_that_differ_in_case_or_spaces_are_pointed_out(two_classes):
+    texts, truth, pseudo = two_classes
+    named = [("yes" if i % 2 else " Yes") if y else "no" for i, y in enumerate(pseudo)]
+    gold = [None if g is None else ("yes" if g else "no") for g in sample_gold(truth, 100)]
+    with pytest.warns(WhetWarning, match="differ only in case or spaces"):
+        LabelRefiner("pn", rounds=1).fit(texts, named, gold)
+
+
+def test_a_class_that_all_but_disappears_is_pointed_out():
+    truth = np.zeros(400, dtype=int)
+    truth[:12] = 1
+    texts = make_texts(np.zeros(400, dtype=int))
+    pseudo = flip(truth, 0.9)
+    with pytest.warns(WhetWarning, match="labels were 1 and .* of the refined ones are"):
+        LabelRefiner("pn", rounds=3, encoder=_Constant(), guard="off", gold_budget=400).fit(
+            texts, pseudo, truth
+        )
+
+
+def test_gold_of_another_type_than_the_labels_is_named(two_classes):
+    texts, truth, pseudo = two_classes
+    gold = [None if g is None else str(g) for g in sample_gold(truth, 60)]
+    with pytest.raises(WhetError, match=r"\(str\) and pseudo-labels are int: convert"):
+        LabelRefiner().fit(texts, pseudo, gold)

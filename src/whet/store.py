@@ -291,7 +291,13 @@ class RunFolder:
         folder = self._round_folder(number)
         if not (folder / "round.json").is_file():
             return None
-        table = pq.read_table(folder / "labels.parquet")
+        try:
+            table = pq.read_table(folder / "labels.parquet")
+        except (pa.ArrowException, OSError) as error:
+            raise WhetError(
+                f"{folder / 'labels.parquet'} is damaged: remove the folder {folder} and those of "
+                "later rounds, and resume"
+            ) from error
         columns = [c for c in table.column_names if c.startswith("p_")]
         proposals = np.column_stack([table[c].to_numpy() for c in columns])
         return Round(number, table["code"].to_numpy(), proposals, read_json(folder / "round.json"))

@@ -30,10 +30,10 @@ class Account:
         Whether the guard put the annotator's labels back.
     estimate : dict of str to Estimate
         ``annotator``: accuracy of its labels, on the rows that it answered; ``classifier``: of
-        the proposed labels on the same rows; ``gain``: of the refined labels over the
-        annotator's, on the same rows; ``filled``: of the refined labels on the rows on which the
-        annotator abstained; ``refined``: of the refined labels on all rows. What no gold row
-        speaks of is absent.
+        the proposed labels on the same rows; ``classifier_gain`` and ``gain``: of the proposed
+        and of the refined labels over the annotator's, on the same rows; ``filled``: of the
+        refined labels on the rows on which the annotator abstained; ``refined``: of the refined
+        labels on all rows. What no gold row speaks of is absent.
     verdict : str
         One sentence for a person.
 
@@ -101,6 +101,7 @@ def give_account(
         if len(hits)
     }
     if measured is not None:
+        estimate["classifier_gain"] = measured
         # Labels that were kept differ in no row, known or not: their gain is exactly zero.
         estimate["gain"] = estimates.difference(right[answered], before, whole=whole or kept)
     return Account(labels, kept, estimate, _verdict(kept, measured))
@@ -123,7 +124,9 @@ def _verdict(kept: bool, gain: Estimate | None) -> str:
     if gain.low > 0:
         return f"Refined labels are better ({points})."
     if gain.value > 0:
-        return f"Refined labels seem better, but it may be chance ({points})."
+        return (
+            f"Refined labels are used, but the gold rows cannot tell if they are better ({points})."
+        )
     return f"Refined labels are NOT better ({points}); the guard is off."
 
 

@@ -12,6 +12,7 @@ from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
+from threadpoolctl import threadpool_limits
 
 from whet.classify.priors import set_shares
 from whet.classify.risks import (
@@ -219,13 +220,15 @@ class _Objective:
 
 
 def _minimise(objective: _Objective, start: FloatArray | None, max_iter: int) -> OptimizeResult:
-    return minimize(
-        objective,
-        np.zeros(objective.n_parameters) if start is None else start,
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": max_iter, "ftol": 1e-6, "gtol": 1e-7},
-    )
+    # The vectors are short: threads of BLAS cost L-BFGS ten times what they save, and change bits.
+    with threadpool_limits(1, user_api="blas"):
+        return minimize(
+            objective,
+            np.zeros(objective.n_parameters) if start is None else start,
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": max_iter, "ftol": 1e-6, "gtol": 1e-7},
+        )
 
 
 def _used_columns(features: Any) -> IntArray | None:  # noqa: ANN401

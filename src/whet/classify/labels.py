@@ -122,6 +122,12 @@ def encode(labels: list[Label | None], classes: list[Label], role: str) -> Codes
         return np.fromiter((position[label] for label in labels), dtype=np.int64, count=len(labels))
     except KeyError:
         row, label = next((r, lab) for r, lab in enumerate(labels) if lab not in position)
+    if any(str(label) == str(known) for known in classes):
+        kind, other = type(label).__name__, type(classes[0]).__name__
+        raise WhetError(
+            f"row {row} has the {role} {label!r} ({kind}) and pseudo-labels are {other}: convert "
+            "one of the columns"
+        )
     raise WhetError(
         f"row {row} has the {role} {label!r}, which no pseudo-label uses"
         f"{did_you_mean(str(label), [str(c) for c in classes])}: correct it or leave it empty"

@@ -58,6 +58,7 @@ class RiskLearner:
         self.ledger, self.classes, self.seed = ledger, classes, seed
         self.features: Features = np.empty((0, 0), dtype=np.float32)
         self._ratios: dict[int, priors.ClassRatios] = {}
+        self._warned = False
 
     def start_round(self, labels: Codes, number: int) -> dict[str, Any]:
         """Estimate the class ratios of the current labels and return them as the round's record.
@@ -80,7 +81,8 @@ class RiskLearner:
                 priors.require_better_than_chance(ratios, self.classes)
             except WhetError as refusal:
                 raise Halt(str(refusal)) from None
-            if number == 1:
+            if number == 1 and not self._warned:
+                self._warned = True
                 self._warn_if_unstable(ratios)
         return {
             "theta": ratios.theta.tolist(),

@@ -89,7 +89,8 @@ def ratios_from_counts(counts: NDArray[np.int64], share: FloatArray) -> ClassRat
     """Estimate the class ratios from a random sample of gold rows (the mode ``gold``).
 
     Each set's class ratios get a Dirichlet(1/K) prior, which for two classes is Jeffreys'
-    Beta(1/2, 1/2); theta is the posterior mean and the interval the 95 % equal-tailed one.
+    Beta(1/2, 1/2); theta is the posterior mean. The interval of each entry is Jeffreys', for that
+    class against the others.
 
     Parameters
     ----------
@@ -117,7 +118,10 @@ def ratios_from_counts(counts: NDArray[np.int64], share: FloatArray) -> ClassRat
     hits = (counts + 1 / n_classes).astype(np.float64)
     totals = hits.sum(axis=1, keepdims=True)
     theta = hits / totals
-    low, high = _beta_interval(hits, totals - hits)
+    # For more than two classes the marginal of the Dirichlet is too narrow where no row was hit.
+    rows = counts.sum(axis=1, keepdims=True)
+    jeffreys = counts.astype(np.float64) + 0.5
+    low, high = _beta_interval(jeffreys, rows + 1 - jeffreys)
     variance = share**2 @ (theta * (1 - theta) / (totals + 1))
     return _with_prior(theta, low, high, share, counts.sum(axis=1), variance)
 

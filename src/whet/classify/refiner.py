@@ -28,7 +28,15 @@ from whet.classify.features import (
     make_encoder,
 )
 from whet.classify.gold import GoldLedger
-from whet.classify.labels import MISSING, Codes, class_array, clean_labels, encode, find_classes
+from whet.classify.labels import (
+    MISSING,
+    Codes,
+    Label,
+    class_array,
+    clean_labels,
+    encode,
+    find_classes,
+)
 from whet.classify.learner import RiskLearner, relabel_all
 from whet.classify.risks import FloatArray
 from whet.corpus import check_texts
@@ -94,6 +102,8 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         One sentence: better by how much, or kept and why.
     gold_ : dict
         Gold rows given and kept, and every use made of them.
+    class_counts_ : list of dict
+        Labels of each class, ``annotator`` before and ``refined`` after.
     label_proba_ : float64 array of shape (n,)
         Probability of each refined label; 1 where it is a gold label.
     halted_ : str or None
@@ -326,6 +336,7 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         gold_labels: Iterable[Any] | None,
         seed: int,
     ) -> tuple[list[str], Codes, GoldLedger]:
+        _check_aligned(texts, pseudo_labels, gold_labels)
         checked = check_texts(texts)
         pseudo = clean_labels(pseudo_labels, "pseudo-label")
         gold = clean_labels(
@@ -339,6 +350,7 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not checked:
             raise WhetError("there are no rows: give at least 4 texts with labels")
         classes = find_classes(pseudo)
+        _warn_about_variants(classes)
         if len(checked) < 2 * len(classes):
             raise WhetError(
                 f"{len(checked)} rows for {len(classes)} classes: at least {2 * len(classes)} rows "
@@ -364,10 +376,12 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         if ledger.given > len(ledger):
             _warn(
-                f"{ledger.given} gold labels are given and a random {len(ledger)} are used: raise "
-                "gold_budget to use more"
+                f"{ledger.given} gold labels are given and a random {len(ledger)} are used, the "
+                "others for nothing: raise gold_budget to use more"
             )
-        if len(ledger) < 10:
+        if not len(ledger):
+            _warn("there are no gold labels: nothing can be estimated, and the guard is blind")
+        elif len(ledger) < 10:
             _warn(
                 f"only {len(ledger)} gold rows: the intervals are wide and the guard is nearly "
                 "blind; label about 50 random rows"
@@ -423,6 +437,20 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.label_proba_ = np.where(from_gold, 1.0, self.proba_[np.arange(len(refined)), refined])
         self.reason_ = reasons(pseudo, last.labels, refined, self.proba_, from_gold, self.classes_)
         self.gold_ = ledger.report()
+        self.class_counts_ = self._count_classes(pseudo, refined)
+
+    def _count_classes(self, pseudo: Codes, refined: Codes) -> list[dict[str, int]]:
+        """Labels of each class before and after; warns where a class all but disappears."""
+        k = len(self.classes_)
+        before = np.bincount(pseudo[pseudo != MISSING], minlength=k).tolist()
+        after = np.bincount(refined, minlength=k).tolist()
+        for name, was, now in zip(self.classes_.tolist(), before, after, strict=True):
+            if was >= 10 and 4 * now < was:
+                _warn(
+                    f"{was} labels were {name!r} and {now} of the refined ones are: accuracy says "
+                    "little about a rare class; look at these rows before you use the labels"
+                )
+        return [{"annotator": was, "refined": now} for was, now in zip(before, after, strict=True)]
 
 
 def _first_ratios(record: dict[str, Any]) -> tuple[FloatArray | None, ...]:
@@ -431,6 +459,29 @@ def _first_ratios(record: dict[str, Any]) -> tuple[FloatArray | None, ...]:
         return None, None, None
     interval = np.array([record["theta_low"], record["theta_high"]])
     return np.array(record["theta"]), interval, np.array(record["prior"])
+
+
+def _check_aligned(texts: Any, *labels: Any) -> None:  # noqa: ANN401
+    """Refuse pandas objects whose rows are in another order than those of the texts."""
+    index = getattr(texts, "index", None) if hasattr(texts, "iloc") else None
+    for other in labels:
+        if index is not None and hasattr(other, "iloc") and not index.equals(other.index):
+            raise WhetError(
+                "texts and labels are pandas objects with different indexes: reindex the labels "
+                "like the texts, or pass lists in the same order"
+            )
+
+
+def _warn_about_variants(classes: list[Label]) -> None:
+    seen: dict[str, Label] = {}
+    for label in classes:
+        if isinstance(label, str):
+            same = seen.setdefault(" ".join(label.casefold().split()), label)
+            if same != label:
+                _warn(
+                    f"the labels {same!r} and {label!r} differ only in case or spaces and count as "
+                    "two classes: make them one if they mean the same"
+                )
 
 
 def _seed(random_state: Any) -> int:  # noqa: ANN401

@@ -22,9 +22,9 @@ class RefineRecipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    input: str
-    text: str
-    pseudo: str
+    input: str = Field(min_length=1)
+    text: str = Field(min_length=1)
+    pseudo: str = Field(min_length=1)
     gold: str | None = None
     method: Literal["silr", "uu", "pn"] = "silr"
     encoder: str = "tfidf"
@@ -34,7 +34,7 @@ class RefineRecipe(BaseModel):
     gold_budget: int = Field(default=100, ge=1)
     guard: Literal["safe", "mild", "off"] = "safe"
     seed: int = Field(default=0, ge=0)
-    out: str = "whet-run"
+    out: str = Field(default="whet-run", min_length=1)
 
 
 def default(name: str) -> str:

@@ -27,7 +27,8 @@ def print_summary(manifest: dict[str, Any], folder: Path) -> None:
     screen = console()
     screen.print()
     screen.print(plain(manifest["verdict"]), style="bold")
-    screen.print("Numbers in brackets are 95 % intervals; n is the gold rows behind a number.\n")
+    screen.print("In brackets: 95 % intervals; n: gold rows behind a number; theta: share of the")
+    screen.print("annotator's labels of a class that are right.\n")
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -43,7 +44,7 @@ def _rows(manifest: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     stages = ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items())
     return [
         *_label_rows(manifest),
-        *_theta_rows(manifest),
+        *_class_rows(manifest),
         *_round_rows(manifest),
         *_gold_rows(manifest["gold"]),
         ("method", f"{settings['method']}, encoder {settings['encoder']}"),
@@ -78,19 +79,20 @@ def _interval(estimate: dict[str, Any]) -> str:
     return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
 
 
-def _theta_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
-    """Theta's diagonal: how often a label of the annotator is right, a class at a time."""
-    if manifest["theta"] is None:
-        return []
-    low, high = manifest["theta_interval"]
-    sizes = manifest["rounds"][0]["theta_n"]
-    classes = manifest["classes"]
+def _class_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    """Theta's diagonal (how often each of the annotator's labels is right), and class counts."""
+    classes, counts = manifest["classes"], manifest["rows"]["by_class"]
     rows = []
     for k, name in enumerate(classes[:MOST_CLASSES]):
-        value = f"{manifest['theta'][k][k]:.3f} [{low[k][k]:.3f}, {high[k][k]:.3f}]"
-        rows.append((f"theta, labelled {name}", f"{value}  n = {sizes[k]}, are {name}"))
+        trust = ""
+        if manifest["theta"] is not None:
+            low, high = (end[k][k] for end in manifest["theta_interval"])
+            n = manifest["rounds"][0]["theta_n"][k]
+            trust = f"theta {manifest['theta'][k][k]:.3f} [{low:.3f}, {high:.3f}]  n = {n}; "
+        was, now = counts[k]["annotator"], counts[k]["refined"]
+        rows.append((f"labelled {name}", f"{trust}{was:,} labels, {now:,} refined"))
     if len(classes) > MOST_CLASSES:
-        rows.append(("theta", f"of {len(classes) - MOST_CLASSES} more classes: see run.json"))
+        rows.append(("", f"{len(classes) - MOST_CLASSES} more classes: see run.json"))
     return rows
 
 

@@ -16,6 +16,7 @@ _CORE = (
     "numpy",
     "scipy",
     "scikit-learn",
+    "threadpoolctl",
     "pyarrow",
     "safetensors",
     "pydantic",

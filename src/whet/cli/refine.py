@@ -198,6 +198,7 @@ def _manifest(
             "total": len(corpus.texts),
             "changed": int(refiner.changed_.sum()),
             "filled": missing,
+            "by_class": refiner.class_counts_,
         },
         "classes": refiner.classes_.tolist(),
         "verdict": refiner.verdict_,
