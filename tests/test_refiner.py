@@ -396,9 +396,8 @@ def test_a_class_that_all_but_disappears_is_pointed_out():
     texts = make_texts(np.zeros(400, dtype=int))
     pseudo = flip(truth, 0.9)
     with pytest.warns(WhetWarning, match="labels were 1 and .* of the refined ones are"):
-        LabelRefiner("pn", rounds=3, encoder=_Constant(), guard="off", gold_budget=400).fit(
-            texts, pseudo, truth
-        )
+        refiner = LabelRefiner("pn", theta="oracle", encoder=_Constant(), guard="off")
+        refiner.fit(texts, pseudo, truth)
 
 
 def test_gold_of_another_type_than_the_labels_is_named(two_classes):
