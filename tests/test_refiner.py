@@ -395,8 +395,8 @@ def test_a_class_that_all_but_disappears_is_pointed_out():
     truth[:12] = 1
     texts = make_texts(np.zeros(400, dtype=int))
     pseudo = flip(truth, 0.9)
+    refiner = LabelRefiner("pn", theta="oracle", encoder=_Constant(), guard="off")
     with pytest.warns(WhetWarning, match="labels were 1 and .* of the refined ones are"):
-        refiner = LabelRefiner("pn", theta="oracle", encoder=_Constant(), guard="off")
         refiner.fit(texts, pseudo, truth)
 
 
