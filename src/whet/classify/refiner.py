@@ -28,15 +28,8 @@ from whet.classify.features import (
     make_encoder,
 )
 from whet.classify.gold import GoldLedger
-from whet.classify.labels import (
-    MISSING,
-    Codes,
-    Label,
-    class_array,
-    clean_labels,
-    encode,
-    find_classes,
-)
+from whet.classify.inputs import check_inputs
+from whet.classify.labels import MISSING, Codes, class_array
 from whet.classify.learner import RiskLearner, relabel_all
 from whet.classify.risks import FloatArray
 from whet.corpus import check_texts
@@ -196,7 +189,9 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         began = time.perf_counter()
         self._check_parameters()
         seed = _seed(self.random_state)
-        texts, pseudo, ledger = self._check_input(texts, pseudo_labels, gold_labels, seed)
+        inputs = check_inputs(texts, pseudo_labels, gold_labels)
+        texts, pseudo, self.classes_ = inputs.texts, inputs.pseudo, inputs.classes
+        ledger = self._open_ledger(inputs.gold, seed)
         learner = RiskLearner(
             self.method, self.theta, self.gold_budget, ledger, self.classes_, seed
         )
@@ -329,44 +324,17 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if not isinstance(number, int | np.integer) or number < least:
                 raise WhetError(f"{name} = {number!r}: give a whole number of at least {least}")
 
-    def _check_input(
-        self,
-        texts: Iterable[str],
-        pseudo_labels: Iterable[Any],
-        gold_labels: Iterable[Any] | None,
-        seed: int,
-    ) -> tuple[list[str], Codes, GoldLedger]:
-        _check_aligned(texts, pseudo_labels, gold_labels)
-        checked = check_texts(texts)
-        pseudo = clean_labels(pseudo_labels, "pseudo-label")
-        gold = clean_labels(
-            [None] * len(checked) if gold_labels is None else gold_labels, "gold label"
-        )
-        if not len(checked) == len(pseudo) == len(gold):
+    def _open_ledger(self, gold: Codes, seed: int) -> GoldLedger:
+        """Put the gold labels behind their ledger; refuse or warn where there are too few."""
+        missing = int((gold == MISSING).sum())
+        if self.theta != "gold" and missing:
             raise WhetError(
-                f"{len(checked)} texts, {len(pseudo)} pseudo-labels and {len(gold)} gold labels: "
-                "give one of each a row (None where there is no label)"
+                f"theta={self.theta!r} needs the gold label of every row, and {missing} of "
+                f"{len(gold)} are missing: use theta='gold', which works from a sample"
             )
-        if not checked:
-            raise WhetError("there are no rows: give at least 4 texts with labels")
-        classes = find_classes(pseudo)
-        _warn_about_variants(classes)
-        if len(checked) < 2 * len(classes):
-            raise WhetError(
-                f"{len(checked)} rows for {len(classes)} classes: at least {2 * len(classes)} rows "
-                "(2 a class) are needed to fit anything; add rows"
-            )
-        self.classes_ = class_array(classes)
-        gold_codes = encode(gold, classes, "gold label")
-        if self.theta != "gold" and (gold_codes == MISSING).any():
-            raise WhetError(
-                f"theta={self.theta!r} needs the gold label of every row, and "
-                f"{int((gold_codes == MISSING).sum())} of {len(gold_codes)} are missing: use "
-                "theta='gold', which works from a sample"
-            )
-        ledger = GoldLedger(gold_codes, self.gold_budget if self.theta == "gold" else None, seed)
+        ledger = GoldLedger(gold, self.gold_budget if self.theta == "gold" else None, seed)
         self._warn_about_gold(ledger)
-        return checked, encode(pseudo, classes, "pseudo-label"), ledger
+        return ledger
 
     def _warn_about_gold(self, ledger: GoldLedger) -> None:
         if not len(ledger) and self.method != "pn":
@@ -459,29 +427,6 @@ def _first_ratios(record: dict[str, Any]) -> tuple[FloatArray | None, ...]:
         return None, None, None
     interval = np.array([record["theta_low"], record["theta_high"]])
     return np.array(record["theta"]), interval, np.array(record["prior"])
-
-
-def _check_aligned(texts: Any, *labels: Any) -> None:  # noqa: ANN401
-    """Refuse pandas objects whose rows are in another order than those of the texts."""
-    index = getattr(texts, "index", None) if hasattr(texts, "iloc") else None
-    for other in labels:
-        if index is not None and hasattr(other, "iloc") and not index.equals(other.index):
-            raise WhetError(
-                "texts and labels are pandas objects with different indexes: reindex the labels "
-                "like the texts, or pass lists in the same order"
-            )
-
-
-def _warn_about_variants(classes: list[Label]) -> None:
-    seen: dict[str, Label] = {}
-    for label in classes:
-        if isinstance(label, str):
-            same = seen.setdefault(" ".join(label.casefold().split()), label)
-            if same != label:
-                _warn(
-                    f"the labels {same!r} and {label!r} differ only in case or spaces and count as "
-                    "two classes: make them one if they mean the same"
-                )
 
 
 def _seed(random_state: Any) -> int:  # noqa: ANN401
