@@ -10,6 +10,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from conftest import flip, make_texts, sample_gold
 from whet import LabelRefiner, WhetError, WhetWarning
+from whet.classify.account import give_account
 
 
 def refine(texts, pseudo, gold, **parameters):
@@ -167,18 +168,21 @@ def test_guard_off_writes_what_the_method_published(two_classes):
     assert len(kept) > 30
 
 
-def test_safe_and_mild_differ_on_a_tie(two_classes):
-    texts, truth, pseudo = two_classes
-    gold = [None] * len(truth)
-    for row in range(12):  # rows on which the annotator is right, as will be the classifier
-        easy = np.flatnonzero(pseudo == truth)[row]
-        gold[easy] = truth[easy].item()
-    mild, safe = (refine(texts, pseudo, gold, guard=g) for g in ("mild", "safe"))
-    if mild.estimate_["gain"].value == 0:
-        assert not mild.kept_annotator_
-        assert safe.kept_annotator_
-    else:
-        assert mild.kept_annotator_
+@pytest.mark.parametrize(("guard", "kept"), [("safe", True), ("mild", False), ("off", False)])
+def test_guards_differ_on_a_tie(guard, kept):
+    gold = np.array([0, 1, 0, 1])
+    annotator, classifier = np.array([0, 1, 0, 0]), np.array([0, 1, 1, 1])  # one wrong each
+    account = give_account(annotator, classifier, gold, guard, whole=False)
+    assert account.kept_annotator is kept
+    assert account.labels.tolist() == (annotator if kept else classifier).tolist()
+    assert ("guard lets them pass" in account.verdict) is not kept
+
+
+@pytest.mark.parametrize(("guard", "kept"), [("safe", True), ("mild", True), ("off", False)])
+def test_guards_keep_the_annotator_on_a_loss(guard, kept):
+    gold = np.array([0, 1, 0, 1])
+    account = give_account(gold, np.array([0, 1, 1, 1]), gold, guard, whole=False)
+    assert account.kept_annotator is kept
 
 
 def test_an_inverted_annotator_is_refused(two_classes):

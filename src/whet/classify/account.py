@@ -127,7 +127,7 @@ def _verdict(kept: bool, gain: Estimate | None) -> str:
         return (
             f"Refined labels are used, but the gold rows cannot tell if they are better ({points})."
         )
-    return f"Refined labels are NOT better ({points}); the guard is off."
+    return f"Refined labels are NOT better ({points}), but the guard lets them pass."
 
 
 def reasons(
