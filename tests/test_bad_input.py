@@ -398,13 +398,13 @@ def gold_value_with_terminal_escapes():
 @bad("no gold labels", "'silr'", "50 random rows", real=True)
 def zero_gold_rows():
     write_csv(columns(gold=0))
-    return refine()
+    return refine(method="silr")
 
 
 @bad("no gold labels", "'silr'", "50 random rows")
 def no_gold_column():
     write_csv(columns())
-    return refine(gold=None)
+    return refine(gold=None, method="silr")
 
 
 @bad("no better than chance", "20 gold rows", "theta_p", "theta_n", "better annotator", real=True)
@@ -412,7 +412,7 @@ def inverted_annotator():
     swap = {"sport": "money", "money": "sport"}
     table = columns()
     write_csv({**table, "llm": [swap[label] for label in table["llm"]]})
-    return refine()
+    return refine(method="silr")
 
 
 @bad("2 rows", "at least 4", "add rows")
@@ -478,6 +478,18 @@ def rounds_that_are_no_number():
 def one_fold():
     write_csv(columns())
     return refine(folds=1)
+
+
+@bad("folds = 0", "'tsp'", "use 2 or more")
+def default_method_without_folds():
+    write_csv(columns())
+    return refine(folds=0)
+
+
+@bad("'oracle'", "'tsp'", "leave theta at 'gold'")
+def default_method_with_theta_from_the_truth():
+    write_csv(columns())
+    return refine(theta="oracle")
 
 
 @bad("--text is missing", "command line")
@@ -764,7 +776,23 @@ def prediction_onto_a_folder(finished):
     return predict(model="model")
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.build.__name__)
+#: Bugs that are known, by the case that shows them.
+KNOWN: dict[str, str] = {}
+
+
+def cases(named: dict[str, Any]) -> list[Any]:
+    """Return parameters of a test, the known bugs marked."""
+    return [
+        pytest.param(
+            case,
+            id=name,
+            marks=[pytest.mark.xfail(strict=True, reason=KNOWN[name])] if name in KNOWN else [],
+        )
+        for name, case in named.items()
+    ]
+
+
+@pytest.mark.parametrize("case", cases({case.build.__name__: case for case in CASES}))
 def test_error_is_one_sentence_and_nothing_is_written(case, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
     wants = case.build.__code__.co_varnames[: case.build.__code__.co_argcount]
@@ -893,6 +921,7 @@ class Odd(NamedTuple):
 
 ODD: dict[str, Callable[[], Odd]] = {
     "fewer than 10 gold rows": lambda: Odd(columns(gold=8), "only 8 gold rows"),
+    "no gold rows": lambda: Odd(columns(gold=0), "there are no gold labels"),
     "more gold rows than the budget": lambda: Odd(
         columns(gold=40), "a random 15 are used", {"gold_budget": 15}
     ),
@@ -917,10 +946,10 @@ ODD: dict[str, Callable[[], Odd]] = {
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-@pytest.mark.parametrize("name", ODD)
-def test_odd_input_is_refined_and_kept(name, suffix, tmp_path, monkeypatch):
+@pytest.mark.parametrize("case", cases(ODD))
+def test_odd_input_is_refined_and_kept(case, suffix, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    odd = ODD[name]()
+    odd = case()
     {"csv": write_csv, "jsonl": write_jsonl}[suffix](odd.table, f"corpus.{suffix}")
     before = snapshot(tmp_path)
     ended = whet(refine(f"corpus.{suffix}", rounds=2, **odd.flags))

@@ -28,11 +28,14 @@ from helpers import WHET, columns, snapshot, whet_process
 from helpers import whet as run_whet
 from whet import LabelRefiner, __version__
 
-ADDED = ["pseudo_label", "refined_label", "refined_prob", "changed", "reason"]
+ADDED = ["pseudo_label", "refined_label", "refined_prob", "changed", "suspicion", "reason"]
+ODDS = r"(texts like it|gold texts like it|annotator) \d+\.\d:1 (for|against)"
 REASON = re.compile(
-    r"gold label|classifier agrees \d\.\d\d|classifier \d\.\d\d, annotator's label \d\.\d\d"
+    r"gold label|(classifier agrees \d\.\d\d|classifier \d\.\d\d, annotator's label \d\.\d\d"
     r"|annotator abstained; classifier \d\.\d\d"
-    r"|kept by the guard; classifier prefers .+ \d\.\d\d"
+    r"|kept, too close: classifier .+ \d\.\d\d, annotator's label \d\.\d\d"
+    r"|kept by the guard; classifier prefers .+ \d\.\d\d)"
+    rf" \(({ODDS}(, {ODDS})*|no evidence either way)\)"
 )
 
 
@@ -122,7 +125,7 @@ def result(finished):
 # --- refined.parquet ------------------------------------------------------------------------------
 
 
-def test_result_is_the_input_and_five_columns(finished, result):
+def test_result_is_the_input_and_six_columns(finished, result):
     table = finished[2]
     assert result.column_names == table.column_names + ADDED
     assert result.select(table.column_names).equals(table)
@@ -131,6 +134,7 @@ def test_result_is_the_input_and_five_columns(finished, result):
         pa.string(),
         pa.float64(),
         pa.bool_(),
+        pa.float64(),
         pa.string(),
     ]
     assert result["pseudo_label"].equals(table["llm"])
@@ -153,8 +157,9 @@ def test_unchanged_labels_agree_and_changed_ones_say_both_probabilities(result):
     for row in result.select(ADDED).to_pylist():
         if row["reason"] != "gold label":
             start = f"classifier {row['refined_prob']:.2f}, annotator's label "
-            agrees = f"classifier agrees {row['refined_prob']:.2f}"
-            assert row["reason"].startswith(start) if row["changed"] else row["reason"] == agrees
+            agrees = f"classifier agrees {row['refined_prob']:.2f} ("
+            kept = (agrees, "kept, too close: ")
+            assert row["reason"].startswith(start if row["changed"] else kept)
 
 
 @pytest.mark.parametrize(
@@ -235,10 +240,17 @@ def test_every_estimate_has_an_interval_and_its_rows(manifest):
         assert (estimate["n"], estimate["level"]) == (80, 0.95)
 
 
-def test_every_round_has_theta_with_its_interval(manifest):
+@pytest.mark.parametrize(("method", "with_theta"), [("tsp", [1]), ("silr", [1, 2])])
+def test_theta_has_its_interval_wherever_it_is_told(method, with_theta, here):
+    """Theta is of the labels that a round starts from, and those of tsp are the annotator's."""
+    corpus()
+    succeeded(run_whet(refine(rounds=2, method=method)))
+    manifest = strict_json(Path("run/run.json"))
     assert [record["round"] for record in manifest["rounds"]] == [1, 2]
+    assert [r["round"] for r in manifest["rounds"] if "theta" in r] == with_theta
+    assert [r["gold_rows"] for r in manifest["rounds"]] == [80, 80]
     assert manifest["theta"] == manifest["rounds"][0]["theta"]
-    for record in manifest["rounds"]:
+    for record in manifest["rounds"][: len(with_theta)]:
         assert sum(record["theta_n"]) == record["gold_rows"] == 80
         low, theta, high = (np.array(record[k]) for k in ("theta_low", "theta", "theta_high"))
         assert low.shape == theta.shape == high.shape == (2, 2)
@@ -364,11 +376,12 @@ def test_next_command_works_as_printed(out, here):
         assert [row["predicted_label"] for row in csv.DictReader(file)] == ["money", "sport"]
 
 
-def test_table_of_kept_labels_says_where_to_look(here):
-    table = columns(300, gold=80)
-    table["text"] = [f"nothing to learn from {i % 7}" for i in range(300)]
+@pytest.mark.parametrize("method", ["tsp", "silr"])
+def test_table_of_kept_labels_says_where_to_look(method, here):
+    table = columns(300, gold=80)  # every fifth label is wrong, and the gold rows miss them all
+    table["gold"] = [None if i % 5 == 0 else label for i, label in enumerate(table["gold"])]
     pq.write_table(pa.table(table), "corpus.parquet")
-    ended = succeeded(run_whet(refine(rounds=2)))
+    ended = succeeded(run_whet(refine(rounds=2, method=method)))
     manifest = strict_json(Path("run/run.json"))
     assert manifest["kept_annotator"]
     assert manifest["verdict"].startswith("Annotator's labels kept")
@@ -478,6 +491,7 @@ def test_recipe_alone_is_enough(key, here):
         "text": "text",
         "pseudo": "llm",
         "gold": "gold",
+        "confidence": None,
         "method": "uu",
         "encoder": "tfidf",
         "theta": "gold",
@@ -522,11 +536,12 @@ def test_verbs_are_the_files_of_the_command_line():
     assert {"refine", "predict", "env"} <= set(VERBS)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_names_every_option(verb):
-    ended = succeeded(run_whet([verb, "--help"]))
+@pytest.mark.parametrize("command", [*(v for v in VERBS if v != "bench"), "bench classify"])
+def test_help_names_every_option(command):
+    ended = succeeded(run_whet([*command.split(), "--help"]))
     assert ended.err == ""
-    function = getattr(importlib.import_module(f"whet.cli.{verb}"), verb)
+    module, function = command.split()[0], command.split()[-1]
+    function = getattr(importlib.import_module(f"whet.cli.{module}"), function)
     for name, parameter in inspect.signature(function).parameters.items():
         named = parameter.kind is inspect.Parameter.KEYWORD_ONLY
         shown = "--" + name.replace("_", "-") if named else name.upper()

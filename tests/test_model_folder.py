@@ -492,7 +492,7 @@ def test_card_shows_hostile_class_names_as_words(name, place, binary, tmp_path):
 def test_card_says_how_good_the_classifier_is(binary, folder):
     card = (folder / "README.md").read_text()
     assert "` money `, ` sport `." in card
-    assert "`silr`" in card
+    assert "`tsp`" in card
     for estimate in binary.estimate_.values():
         assert f"{estimate.value:.3f}" in card
         assert f"{estimate.low:.3f}, {estimate.high:.3f}" in card

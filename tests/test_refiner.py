@@ -10,7 +10,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from conftest import flip, make_texts, sample_gold
 from whet import LabelRefiner, WhetError, WhetWarning
-from whet.classify.account import give_account
+from whet.classify.account import Proposal, give_account
 
 
 def refine(texts, pseudo, gold, **parameters):
@@ -19,8 +19,13 @@ def refine(texts, pseudo, gold, **parameters):
     return refiner
 
 
-@pytest.mark.parametrize("method", ["pn", "uu", "silr"])
-@pytest.mark.parametrize("folds", [0, 3])
+#: What the product promises, it promises of the default and of the published method.
+BOTH = pytest.mark.parametrize("method", ["tsp", "silr"])
+
+
+@pytest.mark.parametrize(
+    ("method", "folds"), [("tsp", 3), *((m, f) for m in ("pn", "uu", "silr") for f in (0, 3))]
+)
 def test_refined_labels_are_better_than_the_annotator(two_classes, method, folds):
     texts, truth, pseudo = two_classes
     gold = sample_gold(truth, 100)
@@ -30,9 +35,21 @@ def test_refined_labels_are_better_than_the_annotator(two_classes, method, folds
     assert after > before + (0.0 if method == "uu" and folds == 0 else 0.05)
 
 
-def test_three_classes(three_classes):
+def test_the_defaults_are_those_of_the_method(two_classes):
+    texts, truth, pseudo = two_classes
+    gold = sample_gold(truth, 60)
+    assert LabelRefiner().method == "tsp"
+    for method, rounds, folds in (("tsp", 2, 5), ("pn", 5, 0)):
+        default = LabelRefiner(method).fit(texts, pseudo, gold)
+        named = LabelRefiner(method, rounds=rounds, folds=folds).fit(texts, pseudo, gold)
+        assert default.n_iter_ == rounds
+        np.testing.assert_array_equal(default.proba_, named.proba_)
+
+
+@BOTH
+def test_three_classes(three_classes, method):
     texts, truth, pseudo = three_classes
-    refiner = refine(texts, pseudo, sample_gold(truth, 100))
+    refiner = refine(texts, pseudo, sample_gold(truth, 100), method=method)
     assert refiner.theta_.shape == (3, 3)
     np.testing.assert_allclose(refiner.theta_.sum(axis=1), 1)
     assert (refiner.labels_ == truth).mean() > (pseudo == truth).mean() + 0.1
@@ -43,31 +60,35 @@ def test_three_classes(three_classes):
     [["no", "yes"], [0, 1], [-5, 3], [False, True], ["é", "Ω"]],
     ids=["str", "int", "negative", "bool", "unicode"],
 )
-def test_labels_of_every_kind_come_back_as_they_went_in(two_classes, names):
+@BOTH
+def test_labels_of_every_kind_come_back_as_they_went_in(two_classes, names, method):
     texts, truth, pseudo = two_classes
     named = [names[y] for y in pseudo]
     gold = [None if g is None else names[g] for g in sample_gold(truth, 60)]
-    refiner = refine(texts, named, gold)
+    refiner = refine(texts, named, gold, method=method)
     assert set(refiner.labels_.tolist()) == set(names)
     assert type(refiner.labels_.tolist()[0]) is type(names[0])
     assert refiner.classes_.tolist() == sorted(names)
 
 
-def test_the_names_and_order_of_classes_do_not_matter(two_classes):
+@BOTH
+def test_the_names_and_order_of_classes_do_not_matter(two_classes, method):
     texts, truth, pseudo = two_classes
     gold = sample_gold(truth, 60)
-    one = refine(texts, pseudo, gold).labels_
+    one = refine(texts, pseudo, gold, method=method).labels_
     swapped = refine(
         texts,
         ["b" if y == 0 else "a" for y in pseudo],
         [None if g is None else ("b" if g == 0 else "a") for g in gold],
+        method=method,
     ).labels_
     assert ((swapped == "a") == (one == 1)).mean() > 0.995
 
 
-def test_predict_is_the_argmax_of_predict_proba(three_classes):
+@BOTH
+def test_predict_is_the_argmax_of_predict_proba(three_classes, method):
     texts, truth, pseudo = three_classes
-    refiner = refine(texts, pseudo, sample_gold(truth, 60))
+    refiner = refine(texts, pseudo, sample_gold(truth, 60), method=method)
     probability = refiner.predict_proba(texts[:50])
     assert probability.shape == (50, 3)
     np.testing.assert_allclose(probability.sum(axis=1), 1)
@@ -75,13 +96,14 @@ def test_predict_is_the_argmax_of_predict_proba(three_classes):
     assert refiner.score(texts, truth) > 0.8
 
 
-def test_abstentions_are_refined_too_and_counted_apart(two_classes):
+@BOTH
+def test_abstentions_are_refined_too_and_counted_apart(two_classes, method):
     texts, truth, pseudo = two_classes
     some = pseudo.astype(object)
     some[::3] = None
     some[1::6] = float("nan")
     some = ["" if i % 5 == 0 else y for i, y in enumerate(some)]
-    refiner = refine(texts, some, sample_gold(truth, 80))
+    refiner = refine(texts, some, sample_gold(truth, 80), method=method)
     assert set(refiner.labels_.tolist()) == {0, 1}
     assert refiner.changed_[np.array([i % 3 == 0 for i in range(600)])].all()
     answered = refiner.estimate_["annotator"].n
@@ -101,17 +123,18 @@ def test_duplicated_texts_keep_their_own_rows(two_classes):
     np.testing.assert_allclose(refiner.proba_[:600], refiner.proba_[600:], atol=1e-9)
 
 
-def test_gold_rows_keep_their_gold_label_and_say_so(two_classes):
+@BOTH
+def test_gold_rows_keep_their_gold_label_and_say_so(two_classes, method):
     texts, truth, pseudo = two_classes
     gold = sample_gold(truth, 60)
-    refiner = refine(texts, pseudo, gold)
+    refiner = refine(texts, pseudo, gold, method=method)
     for row, label in enumerate(gold):
         if label is not None:
             assert refiner.labels_[row] == label
             assert refiner.reason_[row] == "gold label"
 
 
-def test_gold_labels_reach_training_only_through_theta(two_classes):
+def test_gold_labels_reach_the_training_of_silr_only_through_theta(two_classes):
     """Gold labels with the same counts of (pseudo, gold) give the same classifier."""
     texts, truth, pseudo = two_classes
     gold = sample_gold(truth, 100)
@@ -122,17 +145,24 @@ def test_gold_labels_reach_training_only_through_theta(two_classes):
         for i, j in zip(mine, np.roll(mine, 3), strict=True):
             permuted[i] = gold[j]
     assert permuted != gold
-    one, other = (refine(texts, pseudo, g, rounds=1, guard="off") for g in (gold, permuted))
+    one, other = (refine(texts, pseudo, g, method="silr", guard="off") for g in (gold, permuted))
     np.testing.assert_array_equal(one.coef_, other.coef_)
 
 
-def test_every_use_of_gold_is_listed(two_classes):
+@pytest.mark.parametrize(
+    ("method", "purpose"),
+    [
+        ("tsp", "annotator model, students and their weights"),
+        ("silr", "theta and prior (gold)"),
+    ],
+)
+def test_every_use_of_gold_is_listed(two_classes, method, purpose):
     texts, truth, pseudo = two_classes
-    report = refine(texts, pseudo, sample_gold(truth, 60), rounds=2).gold_
+    report = refine(texts, pseudo, sample_gold(truth, 60), rounds=2, method=method).gold_
     assert report["given"] == report["kept"] == len(report["rows"]) == 60
     assert [(use["purpose"], use["round"]) for use in report["uses"]] == [
-        ("theta and prior (gold)", 1),
-        ("theta and prior (gold)", 2),
+        (purpose, 1),
+        (purpose, 2),
         ("accuracy estimates and guard", None),
         ("gold rows keep their gold label", None),
     ]
@@ -146,9 +176,10 @@ def test_gold_beyond_the_budget_is_not_used(two_classes):
     assert sum(reason == "gold label" for reason in refiner.reason_) == 40
 
 
-def test_guard_keeps_a_perfect_annotator(two_classes):
+@BOTH
+def test_guard_keeps_a_perfect_annotator(two_classes, method):
     texts, truth, _ = two_classes
-    refiner = refine(texts, truth, sample_gold(truth, 60))
+    refiner = refine(texts, truth, sample_gold(truth, 60), method=method)
     assert refiner.kept_annotator_
     assert (refiner.labels_ == truth).all()
     assert refiner.verdict_.startswith("Annotator's labels kept")
@@ -158,11 +189,12 @@ def test_guard_keeps_a_perfect_annotator(two_classes):
 def test_guard_off_writes_what_the_method_published(two_classes):
     texts, truth, _ = two_classes
     hard = np.random.default_rng(0).permutation(texts).tolist()  # texts say nothing
-    refiner = refine(hard, flip(truth, 0.9), sample_gold(truth, 60), guard="off")
+    gold, method = sample_gold(truth, 60), "silr"
+    refiner = refine(hard, flip(truth, 0.9), gold, method=method, guard="off")
     assert not refiner.kept_annotator_
     assert (refiner.labels_ != flip(truth, 0.9)).sum() > 30
     assert "NOT better" in refiner.verdict_
-    safe = refine(hard, flip(truth, 0.9), sample_gold(truth, 60))
+    safe = refine(hard, flip(truth, 0.9), gold, method=method)
     assert safe.kept_annotator_
     kept = [r for r in safe.reason_ if r.startswith("kept by the guard; classifier prefers")]
     assert len(kept) > 30
@@ -172,7 +204,7 @@ def test_guard_off_writes_what_the_method_published(two_classes):
 def test_guards_differ_on_a_tie(guard, kept):
     gold = np.array([0, 1, 0, 1])
     annotator, classifier = np.array([0, 1, 0, 0]), np.array([0, 1, 1, 1])  # one wrong each
-    account = give_account(annotator, classifier, gold, guard, whole=False)
+    account = give_account(annotator, [Proposal(classifier)], gold, guard, whole=False)
     assert account.kept_annotator is kept
     assert account.labels.tolist() == (annotator if kept else classifier).tolist()
     assert ("guard lets them pass" in account.verdict) is not kept
@@ -181,14 +213,33 @@ def test_guards_differ_on_a_tie(guard, kept):
 @pytest.mark.parametrize(("guard", "kept"), [("safe", True), ("mild", True), ("off", False)])
 def test_guards_keep_the_annotator_on_a_loss(guard, kept):
     gold = np.array([0, 1, 0, 1])
-    account = give_account(gold, np.array([0, 1, 1, 1]), gold, guard, whole=False)
+    account = give_account(gold, [Proposal(np.array([0, 1, 1, 1]))], gold, guard, whole=False)
     assert account.kept_annotator is kept
 
 
-def test_an_inverted_annotator_is_refused(two_classes):
+@pytest.mark.parametrize(
+    ("won", "lost", "taken"), [(3, 0, "bold"), (3, 1, "cautious"), (3, 2, "last"), (3, 3, None)]
+)
+def test_the_boldest_proposal_that_convinces_is_taken(won, lost, taken):
+    """The gain won - lost must exceed z sqrt(won + lost), and z falls from 1.5 to 0."""
+    gold = np.ones(10, dtype=np.int64)
+    annotator = np.where(np.arange(10) < won, 0, 1)  # right where the proposals may lose
+    proposed = np.where(np.arange(10) < 10 - lost, 1, 0)
+    proposals = {
+        name: Proposal(proposed, z, 0.1)
+        for name, z in (("bold", 1.5), ("cautious", 0.9), ("last", 0))
+    }
+    account = give_account(annotator, list(proposals.values()), gold, "safe", whole=False)
+    assert account.kept_annotator is (taken is None)
+    assert account.proposal is proposals[taken or "bold"]
+    bold = give_account(annotator, list(proposals.values()), gold, "mild", whole=False)
+    assert (bold.kept_annotator, bold.proposal) == (False, proposals["bold"])
+
+
+def test_an_inverted_annotator_is_refused_where_theta_needs_a_better_one(two_classes):
     texts, truth, _ = two_classes
     with pytest.raises(WhetError, match="no better than chance on the 60 gold rows"):
-        refine(texts, flip(truth, 0.2), sample_gold(truth, 60))
+        refine(texts, flip(truth, 0.2), sample_gold(truth, 60), method="silr")
 
 
 def test_a_random_annotator_is_refused_or_kept(two_classes):
@@ -199,7 +250,7 @@ def test_a_random_annotator_is_refused_or_kept(two_classes):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", WhetWarning)
-                refiner = refine(texts, pseudo, sample_gold(truth, 60, seed))
+                refiner = refine(texts, pseudo, sample_gold(truth, 60, seed), method="silr")
         except WhetError:
             refused += 1
         else:
@@ -221,14 +272,16 @@ def test_few_gold_rows_work_with_a_warning(two_classes):
 def test_no_gold_is_refused_where_theta_needs_it(two_classes):
     texts, _, pseudo = two_classes
     with pytest.raises(WhetError, match=r"no gold labels.*label about 50 random rows"):
-        refine(texts, pseudo, None)
+        refine(texts, pseudo, None, method="silr")
 
 
-def test_no_gold_keeps_the_annotator_where_nothing_shows_a_gain(two_classes):
+@pytest.mark.parametrize("method", ["tsp", "pn"])
+def test_no_gold_keeps_the_annotator_where_nothing_shows_a_gain(two_classes, method):
     texts, _, pseudo = two_classes
     with pytest.warns(WhetWarning, match="there are no gold labels"):
-        refiner = refine(texts, pseudo, None, method="pn")
+        refiner = refine(texts, pseudo, None, method=method)
     assert refiner.kept_annotator_
+    assert (refiner.labels_ == pseudo).all()
     assert refiner.estimate_ == {}
     assert refiner.theta_ is None
 
@@ -236,8 +289,8 @@ def test_no_gold_keeps_the_annotator_where_nothing_shows_a_gain(two_classes):
 def test_oracle_needs_and_uses_every_gold_label(two_classes):
     texts, truth, pseudo = two_classes
     with pytest.raises(WhetError, match="theta='oracle' needs the gold label of every row"):
-        refine(texts, pseudo, sample_gold(truth, 60), theta="oracle")
-    refiner = refine(texts, pseudo, truth, theta="oracle")
+        refine(texts, pseudo, sample_gold(truth, 60), method="silr", theta="oracle")
+    refiner = refine(texts, pseudo, truth, method="silr", theta="oracle")
     flagged = pseudo == 1
     assert refiner.theta_[1, 1] == pytest.approx(truth[flagged].mean())
     assert refiner.estimate_["annotator"].low == refiner.estimate_["annotator"].value
@@ -246,7 +299,9 @@ def test_oracle_needs_and_uses_every_gold_label(two_classes):
 
 def test_released_mode_leaks_the_oracle_after_round_one(two_classes):
     texts, truth, pseudo = two_classes
-    refiner = refine(texts, pseudo, truth, theta="released", rounds=2, gold_budget=50)
+    refiner = refine(
+        texts, pseudo, truth, method="silr", theta="released", rounds=2, gold_budget=50
+    )
     first, second = refiner.history_
     assert sum(first["theta_n"]) == 50
     assert sum(second["theta_n"]) == len(truth)
@@ -256,25 +311,33 @@ def test_released_mode_leaks_the_oracle_after_round_one(two_classes):
 def test_released_mode_knows_two_classes_only(three_classes):
     texts, truth, pseudo = three_classes
     with pytest.raises(WhetError, match="theta='released' with 3 classes"):
-        refine(texts, pseudo, truth, theta="released")
+        refine(texts, pseudo, truth, method="silr", theta="released")
 
 
-def test_same_seed_same_result(two_classes):
+@BOTH
+def test_same_seed_same_result(two_classes, method):
     texts, truth, pseudo = two_classes
     gold = sample_gold(truth, 60)
-    one, other = (refine(texts, pseudo, gold, rounds=2, folds=2) for _ in range(2))
+    one, other = (refine(texts, pseudo, gold, rounds=2, folds=2, method=method) for _ in range(2))
     np.testing.assert_array_equal(one.proba_, other.proba_)
+    np.testing.assert_array_equal(one.coef_, other.coef_)
+    assert one.reason_ == other.reason_
 
 
-def test_history_has_a_record_a_round_with_intervals(two_classes):
+@pytest.mark.parametrize(("method", "with_theta"), [("tsp", [1]), ("silr", [1, 2, 3])])
+def test_history_has_a_record_a_round_with_intervals(two_classes, method, with_theta):
+    """The labels of tsp are the annotator's in every round, so their theta is told once."""
     texts, truth, pseudo = two_classes
-    refiner = refine(texts, pseudo, sample_gold(truth, 60), rounds=3)
+    refiner = refine(texts, pseudo, sample_gold(truth, 60), rounds=3, method=method)
     assert [record["round"] for record in refiner.history_] == [1, 2, 3]
+    assert [r["round"] for r in refiner.history_ if "theta" in r] == with_theta
     for record in refiner.history_:
+        assert record["gold_rows"] == 60
+        assert record["accuracy"]["low"] < record["accuracy"]["high"]
+    for record in refiner.history_[: len(with_theta)]:
         low, theta, high = (np.array(record[k]) for k in ("theta_low", "theta", "theta_high"))
         assert (low <= theta).all()
         assert (theta <= high).all()
-        assert record["accuracy"]["low"] < record["accuracy"]["high"]
 
 
 def test_constructor_only_stores_and_clone_works():
@@ -294,6 +357,9 @@ def test_constructor_only_stores_and_clone_works():
         ({"encoder": "tfdif"}, r"unknown encoder 'tfdif' \(did you mean 'tfidf'\?\)"),
         ({"encoder": 3}, "has no fit and transform"),
         ({"folds": 1}, "folds = 1: use 0"),
+        ({"folds": 0}, "folds = 0: method='tsp' scores each row by a student that did not see it"),
+        ({"theta": "oracle"}, "theta='oracle' is for the methods pn, uu, silr"),
+        ({"theta": "released"}, "theta='released' is for the methods pn, uu, silr"),
     ],
 )
 def test_wrong_parameters_are_named(two_classes, parameters, words):
@@ -350,10 +416,11 @@ def test_a_broken_encoder_is_named(two_classes):
         refine(texts, pseudo, sample_gold(truth, 60), encoder=Broken())
 
 
-def test_empty_texts_and_very_long_ones_are_rows_like_others(two_classes):
+@BOTH
+def test_empty_texts_and_very_long_ones_are_rows_like_others(two_classes, method):
     texts, truth, pseudo = two_classes
     odd = ["", None, "x\x00y", "goal " * 1_000_000, *texts[4:]]
-    refiner = refine(odd, pseudo, sample_gold(truth, 60))
+    refiner = refine(odd, pseudo, sample_gold(truth, 60), method=method)
     assert np.isfinite(refiner.proba_).all()
 
 

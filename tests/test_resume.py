@@ -48,10 +48,14 @@ def arguments(corpus_file, out, *more, rounds=ROUNDS):
     ]
 
 
-@pytest.mark.parametrize("folds", ["0", "2"])
-def test_a_kill_at_every_artefact_boundary_changes_nothing(corpus_file, tmp_path, folds):
+@pytest.mark.parametrize(
+    "settings",
+    [[], ["--method", "silr"], ["--method", "silr", "--folds", "2"]],
+    ids=["default", "silr", "silr on held-out rows"],
+)
+def test_a_kill_at_every_artefact_boundary_changes_nothing(corpus_file, tmp_path, settings):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    main_quietly(arguments(corpus_file, whole, "--folds", folds))
+    main_quietly(arguments(corpus_file, whole, *settings))
     before = corpus_file.read_bytes()
     left_behind = 0
     kills, artefacts, nth = 0, [[]], 2
@@ -59,7 +63,7 @@ def test_a_kill_at_every_artefact_boundary_changes_nothing(corpus_file, tmp_path
         code = subprocess.run(
             [
                 *(sys.executable, "-c", textwrap.dedent(KILL_AT_ARTEFACT), str(nth)),
-                *arguments(corpus_file, broken, "--folds", folds, "--resume"),
+                *arguments(corpus_file, broken, *settings, "--resume"),
             ],
             capture_output=True,
             check=False,

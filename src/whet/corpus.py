@@ -8,13 +8,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from whet.errors import WhetError, did_you_mean
 from whet.tables import has_surrogate, read_table
 
 #: Columns that ``whet refine`` adds; see docs/run-folder.md.
-REFINED_COLUMNS = ("pseudo_label", "refined_label", "refined_prob", "changed", "reason")
+REFINED_COLUMNS = (
+    "pseudo_label",
+    "refined_label",
+    "refined_prob",
+    "changed",
+    "suspicion",
+    "reason",
+)
 
 
 @dataclass(frozen=True)
@@ -27,10 +36,13 @@ class Corpus:
         All input columns, rows in input order.
     texts : list of str
         An absent text is the empty string.
-    pseudo_labels : list
-        The annotator's labels as the table holds them; gaps are None, NaN or "".
+    pseudo_labels : list, or dict of str to list
+        The annotator's labels as the table holds them; gaps are None, NaN or "". Several
+        annotators are a dict with a column each.
     gold_labels : list or None
         Same length, or None where no gold column was named.
+    confidence : float64 array of shape (n, m) or None
+        The annotators' confidence, NaN in gaps.
     source : str
         What the rows come from, for messages.
 
@@ -43,12 +55,20 @@ class Corpus:
 
     table: pa.Table
     texts: list[str]
-    pseudo_labels: list[Any]
+    pseudo_labels: list[Any] | dict[str, list[Any]]
     gold_labels: list[Any] | None
+    confidence: NDArray[np.float64] | None
     source: str
 
 
-def read_corpus(source: object, *, text: str, pseudo: str, gold: str | None = None) -> Corpus:
+def read_corpus(
+    source: object,
+    *,
+    text: str,
+    pseudo: str,
+    gold: str | None = None,
+    confidence: str | None = None,
+) -> Corpus:
     """Read a table and check that it has the named columns.
 
     Parameters
@@ -56,9 +76,12 @@ def read_corpus(source: object, *, text: str, pseudo: str, gold: str | None = No
     source : path or table
         See :func:`read_table`.
     text, pseudo : str
-        Names of the column of texts and of the annotator's labels.
+        Names of the column of texts and of the annotator's labels. Several annotators are named
+        with commas between them, as in ``"gpt,llama"``.
     gold : str, optional
         Name of the column of gold labels, empty where unknown.
+    confidence : str, optional
+        Names of the columns of the annotators' confidence, as many as annotators.
 
     Raises
     ------
@@ -67,25 +90,61 @@ def read_corpus(source: object, *, text: str, pseudo: str, gold: str | None = No
     """
     name = str(source) if isinstance(source, str | os.PathLike) else "the table"
     table = read_table(source)
-    roles = {"text": text, "pseudo": pseudo} | ({} if gold is None else {"gold": gold})
-    for role, column in roles.items():
-        require_column(table, column, f"--{role}", name)
-    if len(set(roles.values())) < len(roles):
-        names = list(roles.values())
-        twice = next(column for column in names if names.count(column) > 1)
+    annotators, sure = _names(table, pseudo), _names(table, confidence)
+    if sure and len(sure) != len(annotators):
         raise WhetError(
-            f"the column {twice!r} is named twice (text, pseudo and gold are "
+            f"--confidence names {len(sure)} columns for {len(annotators)} annotators: name one "
+            "for each, in the same order"
+        )
+    roles = [("text", text), *(("pseudo", c) for c in annotators)]
+    roles += [] if gold is None else [("gold", gold)]
+    roles += [("confidence", c) for c in sure]
+    for role, column in roles:
+        require_column(table, column, f"--{role}", name)
+    names = [column for _, column in roles]
+    if len(set(names)) < len(names):
+        twice = next(column for column in names if names.count(column) > 1)
+        kinds = list(dict.fromkeys(role for role, _ in roles))
+        raise WhetError(
+            f"the column {twice!r} is named twice ({', '.join(kinds[:-1])} and {kinds[-1]} are "
             f"{', '.join(map(repr, names))}): name a different column of {name} for each"
         )
-    added = [c for c in REFINED_COLUMNS if c != "pseudo_label" or pseudo != "pseudo_label"]
+    added = [c for c in REFINED_COLUMNS if c != "pseudo_label" or annotators != ["pseudo_label"]]
     taken = [c for c in added if c in table.column_names]
     if taken:
         raise WhetError(
             f"{name} already has the column {taken[0]!r}, which the result adds: rename it"
         )
-    texts = text_column(table, text, name)
-    labels = [None if c is None else _label_column(table, c, name) for c in (pseudo, gold)]
-    return Corpus(table, texts, labels[0] or [], labels[1], name)
+    labels = {c: _label_column(table, c, name) for c in annotators}
+    return Corpus(
+        table,
+        text_column(table, text, name),
+        labels if len(labels) > 1 else labels[annotators[0]],
+        None if gold is None else _label_column(table, gold, name),
+        np.stack([_numbers(table, c, name) for c in sure], axis=1) if sure else None,
+        name,
+    )
+
+
+def _names(table: pa.Table, named: str | None) -> list[str]:
+    """Split names at commas, unless the whole is a column's name."""
+    if named is None:
+        return []
+    if named in table.column_names or "," not in named:
+        return [named]
+    return [part.strip() for part in named.split(",")]
+
+
+def _numbers(table: pa.Table, column: str, source: str) -> NDArray[np.float64]:
+    """Return a column as floats, NaN where it is empty."""
+    try:
+        values = [None if v == "" else v for v in table[column].to_pylist()]
+        return np.array([np.nan if v is None else float(v) for v in values], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise WhetError(
+            f"the column {column!r} of {source} holds no numbers ({error}): name a column of "
+            "confidences"
+        ) from error
 
 
 def _label_column(table: pa.Table, column: str, source: str) -> list[Any]:

@@ -21,6 +21,7 @@ from whet.classify.risks import (
     IntArray,
     Risk,
     SetCrossEntropy,
+    SoftCrossEntropy,
     transition_from_ratios,
 )
 from whet.errors import WhetError
@@ -183,6 +184,43 @@ class UUClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return tags
 
 
+def fit_soft_labels(
+    features: Any,  # noqa: ANN401
+    target: FloatArray,
+    weight: FloatArray,
+    l2: float,
+) -> tuple[FloatArray, FloatArray]:
+    """Fit a logistic regression to soft labels.
+
+    Parameters
+    ----------
+    features : float32 array or csr array of shape (n, d)
+    target : float64 array of shape (n, K)
+        Class probabilities.
+    weight : float64 array of shape (n,)
+        Weight of each row, > 0.
+    l2 : float
+        Weight of ``|W|^2 / 2`` beside the weighted sum of cross-entropies.
+
+    Returns
+    -------
+    coef : float64 array of shape (K, d); (1, d) for two classes
+    intercept : float64 array of shape (K,); (1,) for two classes
+    """
+    columns = _used_columns(features)
+    used = features if columns is None else features[:, columns]
+    rows = np.arange(len(target))
+    risk = SoftCrossEntropy(target, weight)
+    objective = _Objective(used, rows, risk, target.shape[1], l2 / weight.sum())
+    found = _minimise(objective, None, 100)
+    coef, intercept = objective.unpack(found.x)
+    if columns is None:
+        return coef, intercept
+    whole = np.zeros((len(coef), features.shape[1]))
+    whole[:, columns] = coef
+    return whole, intercept
+
+
 class _Objective:
     """Risk + l2 |W|^2 / 2 of a linear scorer, as a function of one flat parameter vector.
 
@@ -193,7 +231,7 @@ class _Objective:
         self,
         features: Any,  # noqa: ANN401
         codes: IntArray,
-        risk: Risk | SetCrossEntropy,
+        risk: Risk | SetCrossEntropy | SoftCrossEntropy,
         n_classes: int,
         l2: float,
     ) -> None:
@@ -250,7 +288,7 @@ def _product(left: Any, right: FloatArray) -> FloatArray:  # noqa: ANN401
     return np.asarray(result, dtype=np.float64)
 
 
-def linear_probabilities(features: Any, coef: FloatArray, intercept: FloatArray) -> FloatArray:  # noqa: ANN401
+def linear_probabilities(features: Any, coef: Any, intercept: Any) -> FloatArray:  # noqa: ANN401
     """Return softmax scores of shape (n, K) of a linear classifier that is known by its arrays."""
     scores = _product(features, coef.T) + intercept
     probability: FloatArray = softmax(

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from whet.classify.labels import Codes, Label, class_array, clean_labels, encode, find_classes
+from whet.classify.labels import (
+    MISSING,
+    Codes,
+    Label,
+    class_array,
+    clean_labels,
+    encode,
+    find_classes,
+)
+from whet.classify.risks import FloatArray
 from whet.corpus import check_texts
 from whet.errors import WhetError, WhetWarning
 
@@ -23,8 +33,13 @@ class Inputs:
     texts : list of str, length n
     classes : array of shape (K,)
         Distinct pseudo-labels, sorted.
-    pseudo, gold : int64 arrays of shape (n,)
-        Codes of the labels, -1 where there is none.
+    votes : int64 array of shape (n, m)
+        Codes of the labels, one column an annotator, -1 where it abstained.
+    pseudo : int64 array of shape (n,)
+        The annotators' most frequent label, the earlier annotator's where several are; -1 where
+        all abstained.
+    gold : int64 array of shape (n,)
+        Codes of the gold labels, -1 where there is none.
 
     Examples
     --------
@@ -35,20 +50,28 @@ class Inputs:
 
     texts: list[str]
     classes: NDArray[Any]
+    votes: Codes
     pseudo: Codes
     gold: Codes
 
 
 def check_inputs(
-    texts: Iterable[str], pseudo_labels: Iterable[Any], gold_labels: Iterable[Any] | None
+    texts: Iterable[str],
+    pseudo_labels: Any,  # noqa: ANN401 - a column or a table
+    gold_labels: Iterable[Any] | None,
+    *,
+    gold_classes: bool = False,
 ) -> Inputs:
     """Check a corpus and encode its labels.
 
     Parameters
     ----------
     texts : iterable of str, length n
-    pseudo_labels : iterable of str, int, bool or None, length n
+    pseudo_labels : iterable of str, int, bool or None, length n; or a table
+        A table (dataframe, dict of columns, or 2-d array) has one column an annotator.
     gold_labels : iterable, length n, optional
+    gold_classes : bool
+        Whether a class may be known from gold rows alone (two or more of them).
 
     Raises
     ------
@@ -58,29 +81,112 @@ def check_inputs(
     """
     _check_aligned(texts, pseudo_labels, gold_labels)
     checked = check_texts(texts)
-    pseudo = clean_labels(pseudo_labels, "pseudo-label")
+    columns = [clean_labels(column, "pseudo-label") for column in annotators(pseudo_labels)]
     given = [None] * len(checked) if gold_labels is None else gold_labels
     gold = clean_labels(given, "gold label")
-    if not len(checked) == len(pseudo) == len(gold):
+    wrong = next((len(c) for c in columns if len(c) != len(checked)), len(checked))
+    if not len(checked) == wrong == len(gold):
         raise WhetError(
-            f"{len(checked)} texts, {len(pseudo)} pseudo-labels and {len(gold)} gold labels: "
+            f"{len(checked)} texts, {wrong} pseudo-labels and {len(gold)} gold labels: "
             "give one of each a row (None where there is no label)"
         )
     if not checked:
         raise WhetError("there are no rows: give at least 4 texts with labels")
-    classes = find_classes(pseudo)
+    named = [label for column in columns for label in column]
+    classes = find_classes(named, gold if gold_classes else ())
     _warn_about_variants(classes)
     if len(checked) < 2 * len(classes):
         raise WhetError(
             f"{len(checked)} rows for {len(classes)} classes: at least {2 * len(classes)} rows "
             "(2 a class) are needed to fit anything; add rows"
         )
+    votes = np.stack([encode(column, classes, "pseudo-label") for column in columns], axis=1)
     return Inputs(
         checked,
         class_array(classes),
-        encode(pseudo, classes, "pseudo-label"),
+        votes,
+        most_frequent(votes, len(classes)),
         encode(gold, classes, "gold label"),
     )
+
+
+def annotators(pseudo_labels: Any) -> list[Any]:  # noqa: ANN401
+    """Return the columns of a table of pseudo-labels, one an annotator, or the one column given.
+
+    Raises
+    ------
+    WhetError
+        If a table has no columns, or its rows differ in length.
+
+    Examples
+    --------
+    >>> annotators({"gpt": [1, 0], "llama": [1, 1]})
+    [[1, 0], [1, 1]]
+    >>> annotators(["spam", "ham"])
+    [['spam', 'ham']]
+    """
+    if isinstance(pseudo_labels, Mapping):
+        columns = list(pseudo_labels.values())
+    elif hasattr(pseudo_labels, "columns"):
+        names = list(pseudo_labels.columns)
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise WhetError(f"the table of pseudo-labels has two columns {twice!r}: rename one")
+        columns = [pseudo_labels[name] for name in names]
+    else:
+        rows = list(pseudo_labels)
+        if not any(isinstance(row, list | tuple | np.ndarray) for row in rows[:1]):
+            return [rows]
+        lengths = {len(r) if isinstance(r, list | tuple | np.ndarray) else 0 for r in rows}
+        if len(lengths) > 1:
+            raise WhetError(
+                "the rows of the table of pseudo-labels differ in length: give one label of each "
+                "annotator a row (None where it abstained)"
+            )
+        columns = [list(column) for column in zip(*rows, strict=True)]
+    if not columns:
+        raise WhetError("the table of pseudo-labels has no columns: give one an annotator")
+    return columns
+
+
+def check_confidence(confidence: Any, votes: Codes) -> FloatArray | None:  # noqa: ANN401
+    """Return the annotators' confidence as an array of shape (n, m), or None if there is none.
+
+    Raises
+    ------
+    WhetError
+        If the shape is another, or a label has no number.
+    """
+    if confidence is None:
+        return None
+    columns = [list(column) for column in annotators(confidence)]
+    if [len(column) for column in columns] != [len(votes)] * votes.shape[1]:
+        raise WhetError(
+            f"the confidence has {len(columns)} columns of {len(columns[0])} rows for "
+            f"{votes.shape[1]} annotators and {len(votes)} rows: give one number a label"
+        )
+    try:
+        sure = np.array(columns, dtype=np.float64).T
+    except (TypeError, ValueError) as error:
+        raise WhetError(f"the confidence holds no numbers ({error}): give one a label") from error
+    row = next(iter(np.flatnonzero((np.isnan(sure) & (votes != MISSING)).any(axis=1))), None)
+    if row is not None:
+        raise WhetError(f"row {row} has a label and no confidence: give a number, or no label")
+    return sure
+
+
+def most_frequent(votes: Codes, n_classes: int) -> Codes:
+    """Return each row's most frequent code, the earlier annotator's of several; -1 for none."""
+    if votes.shape[1] == 1:
+        return votes[:, 0].copy()
+    rows = np.arange(len(votes))
+    counts = np.zeros((len(votes), n_classes))
+    for m, labels in enumerate(votes.T):
+        cast = labels != MISSING
+        # An earlier vote counts a little more, but never as much as another vote.
+        counts[rows[cast], labels[cast]] += 1 + 2.0 ** -(m + 2) / votes.shape[1]
+    best: Codes = np.where(counts.any(axis=1), counts.argmax(axis=1), MISSING)
+    return best
 
 
 def _check_aligned(texts: Any, *labels: Any) -> None:  # noqa: ANN401

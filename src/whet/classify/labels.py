@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,8 +70,16 @@ def clean_labels(values: Iterable[Any], role: str) -> list[Label | None]:
     return [clean_label(value, row, role) for row, value in enumerate(values)]
 
 
-def find_classes(labels: list[Label | None]) -> list[Label]:
+def find_classes(labels: list[Label | None], gold: Sequence[Label | None] = ()) -> list[Label]:
     """Return the sorted distinct labels, at least two of one kind.
+
+    Parameters
+    ----------
+    labels : list
+        The annotators' labels.
+    gold : sequence
+        Gold labels. A class that no annotator names counts if it has two gold rows or more; a
+        single one is taken for an error of typing.
 
     Raises
     ------
@@ -88,6 +97,12 @@ def find_classes(labels: list[Label | None]) -> list[Label]:
             f"all {len(labels)} pseudo-labels are missing: refinement starts from an annotator's "
             "labels; check that the right column is named"
         )
+    is_text = isinstance(next(iter(found)), str)
+    found |= {
+        label
+        for label, rows in Counter(gold).items()
+        if label is not None and rows > 1 and isinstance(label, str) == is_text
+    }
     kinds = {"text" if isinstance(label, str) else "number" for label in found}
     if len(kinds) > 1:
         text = next(label for label in found if isinstance(label, str))

@@ -84,17 +84,7 @@ class RiskLearner:
             if number == 1 and not self._warned:
                 self._warned = True
                 self._warn_if_unstable(ratios)
-        return {
-            "theta": ratios.theta.tolist(),
-            "theta_low": ratios.low.tolist(),
-            "theta_high": ratios.high.tolist(),
-            "theta_n": ratios.n.tolist(),
-            "share": ratios.share.tolist(),
-            "prior": ratios.prior.tolist(),
-            "prior_low": ratios.prior_low.tolist(),
-            "prior_high": ratios.prior_high.tolist(),
-            "gold_rows": len(self.ledger),
-        }
+        return ratios_record(ratios, len(self.ledger))
 
     def fit(self, rows: NDArray[np.int64], labels: Codes, number: int) -> UUClassifier:
         """Fit a fresh classifier on the labelled ones among ``rows``."""
@@ -106,6 +96,10 @@ class RiskLearner:
             prior=None if ratios is None else ratios.prior,
         )
         return classifier.fit_codes(self._take(rows), labels[rows], len(self.classes))
+
+    def classifier(self, model: UUClassifier) -> tuple[FloatArray, FloatArray]:
+        """Return coef and intercept of the classifier for new texts."""
+        return model.coef_, model.intercept_
 
     def propose(self, model: UUClassifier, rows: NDArray[np.int64]) -> FloatArray:
         """Return class probabilities of shape (len(rows), K)."""
@@ -154,6 +148,21 @@ class RiskLearner:
                 WhetWarning,
                 stacklevel=2,
             )
+
+
+def ratios_record(ratios: priors.ClassRatios, gold_rows: int) -> dict[str, Any]:
+    """Return class ratios with their intervals as a round's record; see docs/run-folder.md."""
+    return {
+        "theta": ratios.theta.tolist(),
+        "theta_low": ratios.low.tolist(),
+        "theta_high": ratios.high.tolist(),
+        "theta_n": ratios.n.tolist(),
+        "share": ratios.share.tolist(),
+        "prior": ratios.prior.tolist(),
+        "prior_low": ratios.prior_low.tolist(),
+        "prior_high": ratios.prior_high.tolist(),
+        "gold_rows": gold_rows,
+    }
 
 
 def relabel_all(labels: Codes, proposals: FloatArray, number: int) -> Codes:

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Iterable
 from functools import partial
+from hashlib import blake2b
 from typing import Any, Self
 
 import numpy as np
@@ -16,8 +17,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from whet import estimates
 from whet.classify import model_folder
-from whet.classify.account import GUARDS, give_account, reasons
-from whet.classify.classifier import METHODS, linear_probabilities
+from whet.classify.account import GUARDS, Proposal, give_account, reasons
+from whet.classify.classifier import METHODS as RISKS
+from whet.classify.classifier import linear_probabilities
 from whet.classify.features import (
     BuiltinEncoder,
     Encoder,
@@ -28,15 +30,18 @@ from whet.classify.features import (
     make_encoder,
 )
 from whet.classify.gold import GoldLedger
-from whet.classify.inputs import check_inputs
+from whet.classify.inputs import Inputs, check_confidence, check_inputs
 from whet.classify.labels import MISSING, Codes, class_array
 from whet.classify.learner import RiskLearner, relabel_all
 from whet.classify.risks import FloatArray
+from whet.classify.tsp import LADDER, MARGIN, PURPOSE, Fitted, TspLearner, explain, margin_rule
 from whet.corpus import check_texts
 from whet.errors import WhetError, WhetWarning, did_you_mean
-from whet.rounds import Outcome, Progress, run_rounds, split
+from whet.rounds import Outcome, Progress, Round, Rule, run_rounds, split
 from whet.store import RunFolder
 
+#: The default, and the methods that minimise a risk of the pseudo-labels.
+METHODS = ("tsp", *RISKS)
 #: Where theta and the prior come from; see :mod:`whet.classify.priors`.
 THETA_MODES = ("gold", "oracle", "released")
 
@@ -46,24 +51,32 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    method : {"silr", "uu", "pn"}
-        Risk of the classifier: robust UU (Asano et al., NeurIPS 2025), unbiased UU (Lu et al.,
-        ICLR 2019), or the labels taken for the truth.
+    method : {"tsp", "silr", "uu", "pn"}
+        ``tsp``: two students and the annotator, pooled on the gold rows (:mod:`whet.classify.
+        tsp`). The others fit a classifier to the pseudo-labels under a risk and relabel all rows:
+        robust UU (Asano et al., NeurIPS 2025), unbiased UU (Lu et al., ICLR 2019), or the labels
+        taken for the truth.
     encoder : str or encoder
-        ``"tfidf"`` (nothing is downloaded), ``"embed:<folder or hub id>"``, or an object with
-        ``fit`` and ``transform``.
+        ``"tfidf"`` (nothing is downloaded), ``"embed:<folder or hub id>"``, ``"auto"`` (n-grams,
+        and beside them the embeddings of a MiniLM where one is installed), ``"auto:<folder or hub
+        id>"``, or an object with ``fit`` and ``transform``.
     theta : {"gold", "oracle", "released"}
         Class ratios of the pseudo-labelled sets: estimated from the gold labels; from the truth
         of every row (experiments); or as the released code of SILR does it, defects included.
-    rounds : int
-        Rounds of fit, propose, decide, relabel; at least 1. The paper has 5.
-    folds : int
-        0 fits on all rows and relabels all rows, as published; K >= 2 relabels held-out rows only.
+        ``tsp`` knows ``"gold"`` only.
+    rounds : int, optional
+        Rounds of fit, propose, decide, relabel; at least 1. None means 2 for ``tsp`` and 5 for
+        the others, as the paper of SILR has.
+    folds : int, optional
+        0 fits on all rows and relabels all rows, as SILR is published; K >= 2 scores each row by
+        a classifier that was not fitted on it. None means 5 for ``tsp``, which needs folds, and 0
+        for the others.
     gold_budget : int
         At most this many gold rows are used, a random sample of those given.
     guard : {"safe", "mild", "off"}
-        Keep the annotator's labels if the refined ones are not better on the gold rows
-        (``safe``), only if they are worse (``mild``), or never (``off``, as published).
+        Keep the annotator's labels unless the refined ones are better on the gold rows
+        (``safe``; ``tsp`` changes fewer labels the weaker that evidence is), only if they are
+        worse (``mild``), or never (``off``, as published).
     random_state : int, RandomState or None
         Seed of folds and samples.
 
@@ -87,10 +100,17 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     proba_ : float64 array of shape (n, K)
         The classifier's probabilities for the corpus (not calibrated).
     changed_ : bool array of shape (n,)
+    pseudo_labels_ : list, length n
+        The annotator's labels, None where it abstained; of several annotators the most frequent.
+    suspicion_ : float64 array of shape (n,)
+        Probability of the best class minus that of the annotator's label: which labels to look
+        at first. 0 where they agree, for gold rows, and where the annotator abstained.
     reason_ : list of str
         Why each label is what it is.
     kept_annotator_ : bool
         Whether the guard kept the annotator's labels.
+    margin_ : float
+        By how much a new label had to be more probable than the annotator's; 0 but for ``tsp``.
     verdict_ : str
         One sentence: better by how much, or kept and why.
     gold_ : dict
@@ -123,12 +143,12 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        method: str = "silr",
+        method: str = "tsp",
         *,
         encoder: str | Encoder = "tfidf",
         theta: str = "gold",
-        rounds: int = 5,
-        folds: int = 0,
+        rounds: int | None = None,
+        folds: int | None = None,
         gold_budget: int = 100,
         guard: str = "safe",
         random_state: Any = 0,  # noqa: ANN401
@@ -158,6 +178,7 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         pseudo_labels: Iterable[Any],
         gold_labels: Iterable[Any] | None = None,
         *,
+        confidence: Any = None,  # noqa: ANN401
         run: RunFolder | None = None,
         progress: Progress | None = None,
     ) -> NDArray[Any]:
@@ -167,10 +188,13 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ----------
         texts : iterable of str, length n
             Texts that occur more than once keep their own rows.
-        pseudo_labels : iterable of str, int, bool or None, length n
-            The annotator's labels; None, NaN and "" mean that it abstained.
+        pseudo_labels : iterable of str, int, bool or None, length n; or a table
+            The annotator's labels; None, NaN and "" mean that it abstained. Several annotators
+            give a table (dataframe, dict of columns, or 2-d array) with a column each.
         gold_labels : iterable, length n, optional
             True labels where they are known, for a random sample of rows; None elsewhere.
+        confidence : array of shape (n,) or (n, m), optional
+            The annotators' own confidence in each label, on any scale; ``tsp`` alone uses it.
         run : RunFolder, optional
             Where rounds are stored and found again.
         progress : callable, optional
@@ -189,21 +213,21 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         began = time.perf_counter()
         self._check_parameters()
         seed = _seed(self.random_state)
-        inputs = check_inputs(texts, pseudo_labels, gold_labels)
+        inputs = check_inputs(texts, pseudo_labels, gold_labels, gold_classes=self.method == "tsp")
         texts, pseudo, self.classes_ = inputs.texts, inputs.pseudo, inputs.classes
         ledger = self._open_ledger(inputs.gold, seed)
-        learner = RiskLearner(
-            self.method, self.theta, self.gold_budget, ledger, self.classes_, seed
-        )
+        groups = _text_numbers(texts, seed)
+        learner = self._learner(inputs, confidence, ledger, groups, seed)
         learner.start_round(pseudo, 1)  # refuses a hopeless annotator before any work is done
-        parts = split(len(texts), self.folds, _duplicates(texts), seed)
+        folds = 0 if self.method == "tsp" else (self.folds or 0)  # tsp solves all folds at once
+        parts = split(len(texts), folds, groups, seed)
         learner.features = self._encode(texts, run, progress)
         encoded = time.perf_counter()
         outcome = run_rounds(
             pseudo,
             learner,
-            relabel_all,
-            n_rounds=self.rounds,
+            self._rule(pseudo),
+            n_rounds=self._n_rounds(),
             parts=parts,
             archive=run,
             progress=progress,
@@ -212,8 +236,9 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         model = outcome.model
         if model is None:  # cross-fitted, or the last round came from the run folder
             model = learner.fit(np.arange(len(texts)), outcome.before_last, self.n_iter_)
-        self.coef_, self.intercept_ = model.coef_.astype(np.float32), model.intercept_
-        self._conclude(pseudo, ledger, outcome)
+        coef, self.intercept_ = learner.classifier(model)
+        self.coef_ = coef.astype(np.float32)
+        self._conclude(pseudo, ledger, outcome, model)
         self.seconds_ = {
             "encode": round(encoded - began, 3),
             "rounds": round(time.perf_counter() - encoded, 3),
@@ -223,7 +248,7 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_proba(self, texts: Iterable[str]) -> FloatArray:
         """Return the classifier's probabilities for new texts, shape (n, K), rows sum to 1.
 
-        They rank texts well but are not calibrated: the sigmoid loss pushes scores apart.
+        They rank texts well but are not calibrated.
         """
         check_is_fitted(self, "coef_")
         checked = check_texts(texts)
@@ -318,11 +343,25 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if value not in valid:
                 raise WhetError(f"unknown {name} {value!r}{did_you_mean(str(value), valid)}")
         for name, number, least in (
-            ("rounds", self.rounds, 1),
+            ("rounds", self._n_rounds(), 1),
             ("gold_budget", self.gold_budget, 1),
+            ("folds", 0 if self.folds is None else self.folds, 0),
         ):
             if not isinstance(number, int | np.integer) or number < least:
                 raise WhetError(f"{name} = {number!r}: give a whole number of at least {least}")
+        if self.method == "tsp" and self.theta != "gold":
+            raise WhetError(
+                f"theta={self.theta!r} is for the methods {', '.join(RISKS)}, and method='tsp' has "
+                "no theta to set: name one of those methods, or leave theta at 'gold'"
+            )
+        if self.method == "tsp" and self.folds == 0:
+            raise WhetError(
+                "folds = 0: method='tsp' scores each row by a student that did not see it; use 2 "
+                "or more"
+            )
+
+    def _n_rounds(self) -> Any:  # noqa: ANN401 - checked by the caller
+        return (2 if self.method == "tsp" else 5) if self.rounds is None else self.rounds
 
     def _open_ledger(self, gold: Codes, seed: int) -> GoldLedger:
         """Put the gold labels behind their ledger; refuse or warn where there are too few."""
@@ -337,7 +376,7 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return ledger
 
     def _warn_about_gold(self, ledger: GoldLedger) -> None:
-        if not len(ledger) and self.method != "pn":
+        if not len(ledger) and self.method not in ("tsp", "pn"):
             raise WhetError(
                 f"there are no gold labels, and method={self.method!r} estimates theta from them: "
                 "label about 50 random rows by hand and give them as gold labels"
@@ -377,7 +416,56 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             run.save_features(features, learned)
         return features
 
-    def _conclude(self, pseudo: Codes, ledger: GoldLedger, outcome: Outcome) -> None:
+    def _learner(
+        self,
+        inputs: Inputs,
+        confidence: Any,  # noqa: ANN401
+        ledger: GoldLedger,
+        groups: NDArray[np.int64],
+        seed: int,
+    ) -> RiskLearner | TspLearner:
+        sure = check_confidence(confidence, inputs.votes)
+        if self.method == "tsp":
+            # Fewer distinct texts than folds: each text is a fold of its own.
+            folds = min(5, int(groups.max()) + 1) if self.folds is None else self.folds
+            return TspLearner(
+                inputs.votes, inputs.pseudo, ledger, self.classes_, groups, folds, seed, sure
+            )
+        if inputs.votes.shape[1] > 1:
+            raise WhetError(
+                f"there are {inputs.votes.shape[1]} annotators, and method={self.method!r} learns "
+                "from one: use method='tsp', or give one column of labels"
+            )
+        if sure is not None:
+            raise WhetError(
+                f"confidence is given, and method={self.method!r} does not use it: use "
+                "method='tsp', or leave it out"
+            )
+        return RiskLearner(self.method, self.theta, self.gold_budget, ledger, self.classes_, seed)
+
+    def _purpose(self) -> str:
+        return PURPOSE if self.method == "tsp" else f"theta and prior ({self.theta})"
+
+    def _proposals(self, pseudo: Codes, last: Round) -> list[Proposal]:
+        """Return what the last round proposes, from the boldest to the most cautious."""
+        if self.method != "tsp":
+            return [Proposal(last.labels)]
+        ladder = LADDER if self.guard == "safe" else ((MARGIN, 0.0),)
+        return [
+            Proposal(margin_rule(pseudo, margin)(pseudo, last.proposals, last.number), z, margin)
+            for margin, z in ladder
+        ]
+
+    def _rule(self, pseudo: Codes) -> Rule:
+        return margin_rule(pseudo) if self.method == "tsp" else relabel_all
+
+    def _conclude(
+        self,
+        pseudo: Codes,
+        ledger: GoldLedger,
+        outcome: Outcome,
+        model: Any,  # noqa: ANN401
+    ) -> None:
         """Judge the rounds on the gold rows and set the fitted attributes."""
         self.halted_ = outcome.halted
         self.history_ = [dict(stored.record) for stored in outcome.rounds]
@@ -385,15 +473,24 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         gold = ledger.use("accuracy estimates and guard")
         rows = ledger.rows
         for record, stored in zip(self.history_, outcome.rounds, strict=True):
-            if "gold_rows" in record:
-                ledger.note(f"theta and prior ({self.theta})", record["round"])
+            if record.get("gold_rows"):
+                ledger.note(self._purpose(), record["round"])
             if len(rows):
                 right = stored.labels[rows] == gold[rows]
                 record["accuracy"] = estimates.share(right, whole=ledger.whole).as_dict()
         last = outcome.rounds[-1]
-        account = give_account(pseudo, last.labels, gold, self.guard, whole=ledger.whole)
+        proposals = self._proposals(pseudo, last)
+        account = give_account(
+            pseudo,
+            proposals,
+            gold,
+            self.guard,
+            whole=ledger.whole,
+            probability=last.proposals if self.method == "tsp" else None,
+        )
         self.estimate_, self.verdict_ = account.estimate, account.verdict
         self.kept_annotator_ = account.kept_annotator
+        self.margin_ = account.proposal.margin
         self.proba_ = last.proposals
         refined = account.labels
         from_gold = np.zeros(len(pseudo), dtype=bool)
@@ -402,8 +499,23 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             refined[rows] = ledger.use("gold rows keep their gold label")[rows]
         self.labels_ = self.classes_[refined]
         self.changed_ = refined != pseudo
+        self.pseudo_labels_ = [
+            None if code == MISSING else label
+            for code, label in zip(pseudo.tolist(), self.classes_[pseudo].tolist(), strict=True)
+        ]
+        lead = self.proba_.max(axis=1) - self.proba_[np.arange(len(pseudo)), pseudo]
+        self.suspicion_ = np.where(from_gold | (pseudo == MISSING), 0.0, lead)
         self.label_proba_ = np.where(from_gold, 1.0, self.proba_[np.arange(len(refined)), refined])
-        self.reason_ = reasons(pseudo, last.labels, refined, self.proba_, from_gold, self.classes_)
+        evidence = explain(model, pseudo, self.proba_) if isinstance(model, Fitted) else None
+        self.reason_ = reasons(
+            pseudo,
+            account.proposal.labels,
+            refined,
+            self.proba_,
+            from_gold,
+            self.classes_,
+            evidence,
+        )
         self.gold_ = ledger.report()
         self.class_counts_ = self._count_classes(pseudo, refined)
 
@@ -435,10 +547,12 @@ def _seed(random_state: Any) -> int:  # noqa: ANN401
     return int(check_random_state(random_state).randint(2**31 - 1))
 
 
-def _duplicates(texts: list[str]) -> NDArray[np.int64]:
-    """Group number of each row; equal texts share one, so that folds keep them together."""
-    numbers: dict[str, int] = {}
-    return np.fromiter((numbers.setdefault(t, len(numbers)) for t in texts), dtype=np.int64)
+def _text_numbers(texts: list[str], seed: int) -> NDArray[np.int64]:
+    """Return the number of each text in a random order of the distinct texts."""
+    salt = seed.to_bytes(8, "big", signed=True)
+    keys = {text: blake2b(text.encode(), digest_size=8, salt=salt).digest() for text in texts}
+    numbers = {text: number for number, text in enumerate(sorted(keys, key=keys.__getitem__))}
+    return np.fromiter((numbers[text] for text in texts), dtype=np.int64, count=len(texts))
 
 
 def _warn(message: str) -> None:

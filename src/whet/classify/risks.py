@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit, softmax
+from scipy.special import expit, log_softmax, softmax
 
 from whet.errors import WhetError
 
@@ -279,6 +279,37 @@ class SetCrossEntropy:
         of_set = np.maximum(joint.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
         gradient: FloatArray = (probability - joint / of_set) / len(scores)
         return -float(np.log(of_set).mean()), gradient
+
+
+@dataclass(frozen=True)
+class SoftCrossEntropy:
+    """Weighted mean cross-entropy of soft labels, one row of class probabilities a text.
+
+    Parameters
+    ----------
+    target : array of shape (n, K)
+        Class probabilities; rows sum to 1.
+    weight : array of shape (n,)
+        Weight of each row, > 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> loss = SoftCrossEntropy(np.array([[0.9, 0.1]]), np.array([1.0]))
+    >>> value, gradient = loss.value_and_gradient(np.zeros((1, 2)), np.array([0]))
+    >>> round(value, 4), gradient.round(3).tolist()
+    (0.6931, [[-0.4, 0.4]])
+    """
+
+    target: FloatArray
+    weight: FloatArray
+
+    def value_and_gradient(self, scores: FloatArray, rows: IntArray) -> tuple[float, FloatArray]:
+        """Return the mean loss of the numbered rows and its gradient."""
+        target, share = self.target[rows], self.weight[rows] / self.weight[rows].sum()
+        log_probability = log_softmax(scores, axis=1)
+        gradient: FloatArray = (np.exp(log_probability) - target) * share[:, None]
+        return -float(share @ (target * log_probability).sum(axis=1)), gradient
 
 
 def transition_from_ratios(theta: ArrayLike, share: ArrayLike) -> FloatArray:

@@ -16,8 +16,8 @@ class RefineRecipe(BaseModel):
 
     Examples
     --------
-    >>> RefineRecipe(input="corpus.csv", text="text", pseudo="llm").rounds
-    5
+    >>> RefineRecipe(input="corpus.csv", text="text", pseudo="llm").method
+    'tsp'
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -26,11 +26,12 @@ class RefineRecipe(BaseModel):
     text: str = Field(min_length=1)
     pseudo: str = Field(min_length=1)
     gold: str | None = None
-    method: Literal["silr", "uu", "pn"] = "silr"
+    method: Literal["tsp", "silr", "uu", "pn"] = "tsp"
     encoder: str = "tfidf"
     theta: Literal["gold", "oracle", "released"] = "gold"
-    rounds: int = Field(default=5, ge=1)
-    folds: int = Field(default=0, ge=0)
+    confidence: str | None = None
+    rounds: int | None = Field(default=None, ge=1)
+    folds: int | None = Field(default=None, ge=0)
     gold_budget: int = Field(default=100, ge=1)
     guard: Literal["safe", "mild", "off"] = "safe"
     seed: int = Field(default=0, ge=0)

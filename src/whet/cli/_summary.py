@@ -10,6 +10,8 @@ from rich.table import Table
 
 #: Classes listed one by one; the rest stands in run.json.
 MOST_CLASSES = 12
+#: Doubtful rows listed; more stand in run.json, and all in refined.parquet.
+MOST_SUSPECTS = 5
 
 
 def print_summary(manifest: dict[str, Any], folder: Path) -> None:
@@ -47,6 +49,7 @@ def _rows(manifest: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
         *_class_rows(manifest),
         *_round_rows(manifest),
         *_gold_rows(manifest["gold"]),
+        *_suspect_rows(manifest),
         ("method", f"{settings['method']}, encoder {settings['encoder']}"),
         ("time", f"{sum(seconds.values()):.1f} s ({stages}), {manifest['peak_memory_mib']} MiB"),
         ("refined labels", str(folder / "refined.parquet")),
@@ -106,6 +109,20 @@ def _round_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+def _suspect_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the rows to look at first, above all when nothing was changed."""
+    suspects = manifest["suspects"][:MOST_SUSPECTS]
+    title = "look at rows" if manifest["kept_annotator"] else "most doubtful rows"
+    return [
+        (
+            "" if i else title,
+            f"row {s['row']:,}: annotator {s['pseudo_label']}, rather {s['instead']} "
+            f"(suspicion {s['suspicion']:.2f})",
+        )
+        for i, s in enumerate(suspects)
+    ]
+
+
 def _gold_rows(gold: dict[str, Any]) -> list[tuple[str, str]]:
     if not gold["given"]:
         return [("gold rows", "0")]
@@ -128,11 +145,9 @@ def _next_step(manifest: dict[str, Any], folder: Path) -> str:
     if manifest["gold"]["kept"] < 50:
         return "label about 50 random rows by hand and run again with --gold COLUMN"
     if manifest["kept_annotator"]:
-        rounds = manifest["settings"]["rounds"]
-        fewer = ", or try --rounds 1 with a new --out" if rounds > 1 else ""
         return (
-            "look at the rows of refined.parquet whose reason begins with 'kept by the guard'"
-            f"{fewer}"
+            "look at the rows of refined.parquet with the highest suspicion (numbered from 0), or "
+            "label more random rows and run again"
         )
     model = shlex.quote(str(folder / "model"))
     return f"whet predict {model} NEW.csv --text COLUMN --out predicted.csv"

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from whet.store import RunFolder
 
 
+#: Rows that run.json names as the most doubtful.
+SUSPECTS = 20
+
+
 def _help(text: str, setting: str | None = None) -> Parameter:
     shown = text if setting is None else f"{text} [default: {default(setting)}]"
     return Parameter(help=shown, show_default=False)
@@ -38,23 +42,36 @@ def refine(
     *,
     text: Annotated[str | None, _help("Column of texts.")] = None,
     pseudo: Annotated[
-        str | None, _help("Column of the annotator's labels; empty means that it abstained.")
+        str | None,
+        _help(
+            "Column of the annotator's labels, empty where it abstained; several annotators: "
+            "their columns with commas."
+        ),
     ] = None,
     gold: Annotated[
         str | None, _help("Column of true labels, for a random sample of rows; else empty.")
     ] = None,
-    method: Annotated[str | None, _help("silr, uu or pn.", "method")] = None,
+    method: Annotated[str | None, _help("tsp, silr, uu or pn.", "method")] = None,
     encoder: Annotated[
-        str | None, _help("tfidf, or embed:FOLDER or embed:HUB_ID (extra [embed]).", "encoder")
+        str | None,
+        _help(
+            "tfidf; embed:FOLDER or embed:HUB_ID (extra [embed]); auto or auto:FOLDER for both.",
+            "encoder",
+        ),
+    ] = None,
+    confidence: Annotated[
+        str | None, _help("Column of the annotator's confidence; several: as for --pseudo.")
     ] = None,
     theta: Annotated[
         str | None,
         _help("Class ratios from gold; from oracle or released for experiments.", "theta"),
     ] = None,
-    rounds: Annotated[int | None, _help("Rounds of fit and relabel.", "rounds")] = None,
+    rounds: Annotated[
+        int | None, _help("Rounds of fit and relabel. [default: 2 for tsp, else 5]")
+    ] = None,
     folds: Annotated[
         int | None,
-        _help("0 relabels all rows, as published; K relabels held-out rows only.", "folds"),
+        _help("K scores held-out rows; 0 all rows, as published. [default: 5 for tsp, else 0]"),
     ] = None,
     gold_budget: Annotated[
         int | None, _help("Most gold rows to use; a random sample of more.", "gold_budget")
@@ -85,6 +102,7 @@ def refine(
         "gold": gold,
         "method": method,
         "encoder": encoder,
+        "confidence": confidence,
         "theta": theta,
         "rounds": rounds,
         "folds": folds,
@@ -118,7 +136,13 @@ def run_recipe(recipe: RefineRecipe, *, resume: bool) -> None:
     source, out = Path(recipe.input), Path(recipe.out)
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise WhetError(f"--out {out} lies inside the input folder {source}: choose another")
-    corpus = read_corpus(source, text=recipe.text, pseudo=recipe.pseudo, gold=recipe.gold)
+    corpus = read_corpus(
+        source,
+        text=recipe.text,
+        pseudo=recipe.pseudo,
+        gold=recipe.gold,
+        confidence=recipe.confidence,
+    )
     settings = recipe.model_dump(exclude={"out"}) | {
         "input_sha256": sha256_of(source),
         "whet_version": __version__,
@@ -155,9 +179,15 @@ def _refine(
         guard=recipe.guard,
         random_state=recipe.seed,
     )
+    labels = corpus.pseudo_labels
     with ProgressReporter() as progress:
         refiner.fit_refine(
-            corpus.texts, corpus.pseudo_labels, corpus.gold_labels, run=run, progress=progress
+            corpus.texts,
+            labels if isinstance(labels, dict) else {recipe.pseudo: labels},
+            corpus.gold_labels,
+            confidence=corpus.confidence,
+            run=run,
+            progress=progress,
         )
     began = time.perf_counter()
     refiner.save_pretrained(run.path / "model")
@@ -173,12 +203,15 @@ def _result(corpus: Corpus, refiner: LabelRefiner, pseudo: str) -> pa.Table:
     import pyarrow as pa
 
     table = corpus.table.replace_schema_metadata(None)
-    if pseudo != "pseudo_label":
-        table = table.append_column("pseudo_label", table[pseudo])
+    if "pseudo_label" not in table.column_names:
+        several = isinstance(corpus.pseudo_labels, dict)
+        labels = pa.array(refiner.pseudo_labels_) if several else table[pseudo]
+        table = table.append_column("pseudo_label", labels)
     return (
         table.append_column("refined_label", pa.array(refiner.labels_.tolist()))
         .append_column("refined_prob", pa.array(refiner.label_proba_))
         .append_column("changed", pa.array(refiner.changed_))
+        .append_column("suspicion", pa.array(refiner.suspicion_))
         .append_column("reason", pa.array(refiner.reason_))
     )
 
@@ -203,6 +236,7 @@ def _manifest(
         "classes": refiner.classes_.tolist(),
         "verdict": refiner.verdict_,
         "kept_annotator": refiner.kept_annotator_,
+        "margin": refiner.margin_,
         "estimate": {name: e.as_dict() for name, e in refiner.estimate_.items()},
         "theta": refiner.theta_,
         "theta_interval": refiner.theta_interval_,
@@ -210,9 +244,26 @@ def _manifest(
         "rounds": refiner.history_,
         "halted": refiner.halted_,
         "gold": refiner.gold_,
+        "suspects": _suspects(refiner),
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
         "peak_memory_mib": _peak_memory_mib(),
     }
+
+
+def _suspects(refiner: LabelRefiner) -> list[dict[str, Any]]:
+    """Return the rows whose annotator's label is most doubtful: what to look at first."""
+    order = refiner.suspicion_.argsort(kind="stable")[::-1][:SUSPECTS]
+    best = refiner.classes_[refiner.proba_.argmax(axis=1)].tolist()
+    return [
+        {
+            "row": row,
+            "pseudo_label": refiner.pseudo_labels_[row],
+            "instead": best[row],
+            "suspicion": round(float(refiner.suspicion_[row]), 3),
+        }
+        for row in order.tolist()
+        if refiner.suspicion_[row] > 0
+    ]
 
 
 def _peak_memory_mib() -> int:
