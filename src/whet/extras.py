@@ -9,7 +9,10 @@ from types import ModuleType
 from whet.errors import WhetError
 
 #: Extra -> modules that it brings. ``whet env`` lists them; :func:`require` names the extra.
-EXTRAS = {"embed": ("sentence_transformers", "transformers", "huggingface_hub")}
+EXTRAS = {
+    "embed": ("sentence_transformers", "transformers", "huggingface_hub"),
+    "bench": ("cleanlab", "crowdkit", "matplotlib", "snorkel"),
+}
 
 
 def require(module: str, purpose: str) -> ModuleType:

@@ -14,7 +14,7 @@ from cyclopts.exceptions import CycloptsError
 from rich.console import Console
 
 from whet import __version__
-from whet.cli import env, predict, refine
+from whet.cli import bench, env, predict, refine
 from whet.errors import WhetError, WhetWarning
 
 app = App(
@@ -26,6 +26,7 @@ app = App(
 )
 app.command(refine.refine)
 app.command(predict.predict)
+app.command(bench.app)
 app.command(env.env)
 
 

@@ -10,7 +10,11 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-_NAMES = {"encode": ("encoding", "texts"), "round": ("training", "fits")}
+_NAMES = {
+    "encode": ("encoding", "texts"),
+    "round": ("training", "fits"),
+    "bench": ("finishing", "runs"),
+}
 
 
 class ProgressReporter:
