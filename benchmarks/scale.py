@@ -1,13 +1,13 @@
 """Time and peak memory of `whet refine` at several corpus sizes, stage by stage.
 
     python benchmarks/scale.py --data DIR --out benchmarks/results/scale
-        [--rows 10000,100000,1000000] [--set clickbait] [--rounds 5]
+        [--rows 10000,100000,1000000] [--set clickbait] [--method tsp] [--gold 50]
 
 A real set is repeated and perturbed: each copy of a text loses one word and gains a number. The
-annotator is simulated (right with probability 0.85 and 0.65 for the two classes) and 100 random
+annotator is simulated (right with probability 0.85 and 0.65 for the two classes) and 50 random
 rows have gold labels. Every size runs once, through the command line, in a process of its own;
 the numbers are those of its run.json. The floor is what no implementation can avoid: reading each
-text once and, for each evaluation of the risk, two passes over the stored features.
+text once and, for each step of a solver, two passes over the stored features.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from whet import __version__
 
 
-def write_corpus(source: Path, rows: int, target: Path) -> float:
+def write_corpus(source: Path, rows: int, n_gold: int, target: Path) -> float:
     """Write a corpus of ``rows`` texts and return their mean length in characters."""
     table = pq.read_table(source / "train.parquet", columns=["text", "label"])
     texts, labels = table["text"].to_pylist(), np.array(table["label"].to_pylist())
@@ -47,7 +47,7 @@ def write_corpus(source: Path, rows: int, target: Path) -> float:
     truth = labels[picked]
     right = rng.random(rows) < np.where(truth == 1, 0.65, 0.85)
     gold = np.full(rows, -1)
-    known = rng.choice(rows, 100, replace=False)
+    known = rng.choice(rows, n_gold, replace=False)
     gold[known] = truth[known]
     pq.write_table(
         pa.table(
@@ -62,13 +62,13 @@ def write_corpus(source: Path, rows: int, target: Path) -> float:
     return sum(map(len, perturbed)) / rows
 
 
-def measure(source: Path, rows: int, rounds: int) -> dict[str, Any]:
+def measure(source: Path, rows: int, method: str, gold: int) -> dict[str, Any]:
     """Run one size and return what its run.json says."""
     folder = Path(tempfile.mkdtemp(prefix="whet-scale-"))
     try:
-        mean_chars = write_corpus(source, rows, folder / "corpus.parquet")
+        mean_chars = write_corpus(source, rows, gold, folder / "corpus.parquet")
         command = ["refine", str(folder / "corpus.parquet"), "--text", "text", "--pseudo", "llm"]
-        command += ["--gold", "gold", "--rounds", str(rounds), "--out", str(folder / "run")]
+        command += ["--gold", "gold", "--method", method, "--out", str(folder / "run")]
         script = "import sys; from whet.cli import main; main(sys.argv[1:])"
         subprocess.run([sys.executable, "-c", script, *command], check=True)  # noqa: S603
         manifest = json.loads((folder / "run" / "run.json").read_text())
@@ -104,10 +104,14 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder of data sets")
     parser.add_argument("--set", default="clickbait", help="a data set with two classes")
     parser.add_argument("--rows", default="10000,100000,1000000")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--method", default="tsp")
+    parser.add_argument("--gold", type=int, default=50)
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     args = parser.parse_args()
-    found = [measure(args.data / args.set, int(rows), args.rounds) for rows in args.rows.split(",")]
+    found = [
+        measure(args.data / args.set, int(rows), args.method, args.gold)
+        for rows in args.rows.split(",")
+    ]
     args.out.mkdir(parents=True, exist_ok=True)
     command = "python benchmarks/scale.py " + " ".join(sys.argv[1:])
     machine = f"{platform.machine()}, Python {platform.python_version()}, whet {__version__}"

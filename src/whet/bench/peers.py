@@ -72,7 +72,9 @@ def cleanlearning(features: Dense, votes: Codes, gold: Codes, k: int, seed: int)
     labels = majority_vote(votes, k)
     answered = labels >= 0
     classes, codes = np.unique(labels[answered], return_inverse=True)
-    cleaner = import_module("cleanlab.classification").CleanLearning(student(), seed=seed)
+    cleaner = import_module("cleanlab.classification").CleanLearning(
+        student(), seed=seed, find_label_issues_kwargs={"n_jobs": 1}
+    )
     return as_codes(classes[cleaner.fit(features[answered], codes).predict(features)])
 
 

@@ -37,6 +37,8 @@ EMBEDDING_SCALE = np.float32(0.7)
 
 #: Most directions of :func:`learn_directions`, and rows that it learns them from.
 REDUCED, REDUCE_ROWS = 512, 3_000
+#: Power of its singular value that a direction is weighted by.
+DIRECTION_WEIGHT = 0.5
 
 
 class Encoder(Protocol):
@@ -428,7 +430,9 @@ def learn_directions(features: Features, order: NDArray[np.int64]) -> NDArray[np
     last = len(products) - 1
     square, vectors = eigh(products, subset_by_index=[max(0, last + 1 - REDUCED), last])
     kept = square > 1e-6 * max(square[-1], np.finfo(np.float64).tiny)
-    weighted: NDArray[np.float32] = (vectors[:, kept] * square[kept] ** -0.25).astype(np.float32)
+    weighted: NDArray[np.float32] = (
+        vectors[:, kept] * square[kept] ** ((DIRECTION_WEIGHT - 1) / 2)
+    ).astype(np.float32)
     directions: NDArray[np.float32] = sample.T @ weighted
     return directions
 
