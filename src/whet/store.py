@@ -37,7 +37,7 @@ FORMAT_VERSION = 1
 #: What only an unfinished run needs.
 _WORKING_FILES = ("features.safetensors", "encoder.safetensors")
 #: What :func:`write_atomic` leaves when the process is killed.
-_TEMPORARY = re.compile(r"\.\w+\.(json|safetensors|parquet|md)\.\d+\.tmp")
+_TEMPORARY = re.compile(r"\.\w+\.(json|safetensors|parquet|md|svg)\.\d+\.tmp")
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -167,7 +167,11 @@ class RunFolder:
         self._lock: int | None = None
         if resume and self.path.is_dir():
             self._acquire()
-        self._check()
+        try:
+            self._check()
+        except WhetError:
+            self.close()
+            raise
 
     @property
     def complete(self) -> bool:

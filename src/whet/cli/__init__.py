@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "permissions and run the command again, with --resume if it had finished rounds"
         )
     except KeyboardInterrupt:
-        sys.stderr.write("whet: interrupted; finished rounds are kept, add --resume to go on\n")
+        sys.stderr.write("whet: interrupted; what is finished is kept, add --resume to go on\n")
         raise SystemExit(130) from None
 
 

@@ -39,7 +39,7 @@ def classify(
     ] = "tsp,silr,pn,uu,cleanlab",
     gold: Annotated[str, _help("Budgets of gold rows, separated by commas.")] = "50",
     seeds: Annotated[int, _help("Draws of the gold rows.")] = 10,
-    encoder: Annotated[str, _help("tfidf, or embed:FOLDER or embed:HUB_ID.")] = "tfidf",
+    encoder: Annotated[str, _help("tfidf; embed:FOLDER or embed:HUB_ID; auto for both.")] = "tfidf",
     rows: Annotated[int, _help("Most rows of a cell; a random sample of more.")] = 2000,
     jobs: Annotated[int, _help("Processes.")] = 1,
     resume: Annotated[
