@@ -74,7 +74,7 @@ def changed(variant: str) -> Iterator[None]:
 
 
 def refine(
-    cell: Cell, encoder: DenseEncoder, gold: np.ndarray, seed: int, variant: str, guard: str
+    cell: Cell, encoder: DenseEncoder, gold: np.ndarray, seed: int, variant: str
 ) -> LabelRefiner:
     """Run tsp on a cell with given gold codes."""
     votes = cell.votes
@@ -83,7 +83,7 @@ def refine(
     labels = np.where(votes < 0, None, votes).tolist()
     known = np.where(gold < 0, None, gold).tolist()
     rounds = {"one round": 1, "three rounds": 3}.get(variant, 2)
-    refiner = LabelRefiner(encoder=encoder, guard=guard, rounds=rounds, random_state=seed)
+    refiner = LabelRefiner(encoder=encoder, rounds=rounds, gold_budget=1000, random_state=seed)
     return refiner.fit(cell.texts, labels, known)
 
 
@@ -92,21 +92,23 @@ def run(cell: Cell, encoder: DenseEncoder, n_gold: int, seed: int, variant: str)
     gold = draw_gold(cell, n_gold, seed)
     if variant == "half of the gold chosen":
         first = draw_gold(cell, n_gold // 2, seed)
-        doubt = refine(cell, encoder, first, seed, "", "off").suspicion_
+        doubt = refine(cell, encoder, first, seed, "").suspicion_
         chosen = np.argsort(-doubt, kind="stable")[: n_gold - n_gold // 2]
         gold = first.copy()
         gold[chosen] = cell.truth[chosen]
     judged = gold < 0
-    base = filled(majority_vote(cell.votes, cell.n_classes))[judged] == cell.truth[judged]
-    found: dict[str, Any] = {}
-    for name, guard in (("guarded", "safe"), ("free", "off")):
-        labels = np.asarray(
-            refine(cell, encoder, gold, seed, variant, guard).labels_, dtype=np.int64
-        )
-        right = labels[judged] == cell.truth[judged]
-        found[name] = 100 * (float(right.mean()) - float(base.mean()))
-    found["labels"] = labels
-    return found
+    pseudo = majority_vote(cell.votes, cell.n_classes)
+    refiner = refine(cell, encoder, gold, seed, variant)
+    labels = {
+        "guarded": np.asarray(refiner.labels_, dtype=np.int64),
+        "free": tsp.margin_rule(pseudo)(pseudo, refiner.proba_, 2),
+    }
+    base = float((filled(pseudo)[judged] == cell.truth[judged]).mean())
+    found: dict[str, Any] = {
+        name: 100 * (float((codes[judged] == cell.truth[judged]).mean()) - base)
+        for name, codes in labels.items()
+    }
+    return found | {"labels": labels["free"]}
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -392,7 +392,7 @@ def gold_value_outside_the_classes():
 @bad("row 7", "sport", "correct it or leave it empty")
 def gold_value_with_terminal_escapes():
     write_csv(changed("gold", 7, "\x1b[2J\x07\nwhet: all is well\u202esport"))
-    return refine()
+    return refine(method="silr")
 
 
 @bad("no gold labels", "'silr'", "50 random rows", real=True)

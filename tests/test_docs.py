@@ -104,7 +104,8 @@ def problems(words):
     if words[0] not in verbs():
         return [words[0]]
     given = [word.split("=")[0] for word in words[1:] if re.match(r"--?[a-z]", word)]
-    return [flag for flag in given if flag not in flags_of(words[0])]
+    verb = words[:2] if words[0] == "bench" else words[:1]
+    return [flag for flag in given if flag not in flags_of(*verb)]
 
 
 @pytest.mark.parametrize(

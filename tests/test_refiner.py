@@ -392,7 +392,7 @@ def test_gold_outside_the_classes_is_named(two_classes):
     gold = sample_gold(truth, 60)
     gold[gold.index(1)] = 7
     with pytest.raises(WhetError, match="has the gold label 7, which no pseudo-label uses"):
-        refine(texts, pseudo, gold)
+        refine(texts, pseudo, gold, method="silr")
 
 
 def test_encoder_may_be_any_object_with_fit_and_transform(two_classes, tmp_path):

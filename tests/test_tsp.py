@@ -286,14 +286,23 @@ def test_classes_that_the_annotator_never_names_come_from_gold():
     assert (refiner.labels_ == truth)[truth == 2].mean() > 0.8
 
 
-def test_a_class_of_one_gold_row_is_taken_for_an_error():
+def test_a_class_that_only_gold_rows_name_is_one_and_is_pointed_out():
     texts, truth = corpus()
     gold = sample_gold(truth, 50)
     gold[0] = 7
-    with pytest.raises(WhetError, match="row 0 has the gold label 7, which no pseudo-label uses"):
-        refine(texts, flip(truth, 0.8), gold)
-    gold[1] = 7
-    assert refine(texts, flip(truth, 0.8), gold).classes_.tolist() == [0, 1, 7]
+    with pytest.warns(WhetWarning, match="the class 7 is named by no annotator and by 1 gold row:"):
+        refiner = LabelRefiner().fit(texts, flip(truth, 0.8), gold)
+    assert refiner.classes_.tolist() == [0, 1, 7]
+    assert refiner.labels_[0] == 7
+
+
+def test_a_gold_class_that_is_nearly_another_is_taken_for_an_error_of_typing():
+    texts, truth = corpus()
+    names = np.array(["negative", "positive"], dtype=object)
+    gold = [None if y is None else names[y] for y in sample_gold(truth, 50)]
+    gold[0] = "postive"
+    with pytest.raises(WhetError, match=r"'postive', which no pseudo-label uses \(did you mean"):
+        refine(texts, names[flip(truth, 0.8)], gold)
 
 
 @pytest.mark.parametrize("gold", [None, [0] * 30 + [None] * (N - 30)], ids=["none", "of one class"])

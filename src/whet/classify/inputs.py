@@ -71,7 +71,7 @@ def check_inputs(
         A table (dataframe, dict of columns, or 2-d array) has one column an annotator.
     gold_labels : iterable, length n, optional
     gold_classes : bool
-        Whether a class may be known from gold rows alone (two or more of them).
+        Whether a class may be known from gold rows alone.
 
     Raises
     ------
@@ -101,13 +101,11 @@ def check_inputs(
             "(2 a class) are needed to fit anything; add rows"
         )
     votes = np.stack([encode(column, classes, "pseudo-label") for column in columns], axis=1)
-    return Inputs(
-        checked,
-        class_array(classes),
-        votes,
-        most_frequent(votes, len(classes)),
-        encode(gold, classes, "gold label"),
-    )
+    gold_codes = encode(gold, classes, "gold label")
+    if gold_classes:
+        _warn_about_gold_classes(named, gold)
+    joint = most_frequent(votes, len(classes))
+    return Inputs(checked, class_array(classes), votes, joint, gold_codes)
 
 
 def annotators(pseudo_labels: Any) -> list[Any]:  # noqa: ANN401
@@ -198,6 +196,20 @@ def _check_aligned(texts: Any, *labels: Any) -> None:  # noqa: ANN401
                 "texts and labels are pandas objects with different indexes: reindex the labels "
                 "like the texts, or pass lists in the same order"
             )
+
+
+def _warn_about_gold_classes(named: list[Label | None], gold: list[Label | None]) -> None:
+    only = sorted({label for label in gold if label is not None} - set(named), key=str)
+    if only:
+        rows = sum(label == only[0] for label in gold)
+        more = f" (and {len(only) - 1} more)" if len(only) > 1 else ""
+        warnings.warn(
+            f"the class {only[0]!r}{more} is named by no annotator and by {rows} gold "
+            f"row{'s' if rows > 1 else ''}: only gold rows can teach it; correct it if it is a "
+            "typing error",
+            WhetWarning,
+            stacklevel=5,
+        )
 
 
 def _warn_about_variants(classes: list[Label]) -> None:

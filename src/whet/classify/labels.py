@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -78,8 +79,8 @@ def find_classes(labels: list[Label | None], gold: Sequence[Label | None] = ()) 
     labels : list
         The annotators' labels.
     gold : sequence
-        Gold labels. A class that no annotator names counts if it has two gold rows or more; a
-        single one is taken for an error of typing.
+        Gold labels. A class that no annotator names counts too, but for one on a single row whose
+        name is nearly that of another class: that is taken for an error of typing.
 
     Raises
     ------
@@ -98,10 +99,13 @@ def find_classes(labels: list[Label | None], gold: Sequence[Label | None] = ()) 
             "labels; check that the right column is named"
         )
     is_text = isinstance(next(iter(found)), str)
+    names = [str(label) for label in found] if is_text else []
     found |= {
         label
         for label, rows in Counter(gold).items()
-        if label is not None and rows > 1 and isinstance(label, str) == is_text
+        if label is not None
+        and isinstance(label, str) == is_text
+        and (rows > 1 or not get_close_matches(str(label), names, cutoff=0.75))
     }
     kinds = {"text" if isinstance(label, str) else "number" for label in found}
     if len(kinds) > 1:
