@@ -173,7 +173,9 @@ def test_gold_beyond_the_budget_is_not_used(two_classes):
     with pytest.warns(WhetWarning, match="100 gold labels are given and a random 40 are used"):
         refiner = refine(texts, pseudo, sample_gold(truth, 100), gold_budget=40)
     assert refiner.estimate_["refined"].n == 40
-    assert sum(reason == "gold label" for reason in refiner.reason_) == 40
+    # The others only keep their label.
+    assert sum(reason == "gold label" for reason in refiner.reason_) == 100
+    assert refiner.gold_["kept"] == 40
 
 
 @BOTH
@@ -193,7 +195,8 @@ def test_guard_off_writes_what_the_method_published(two_classes):
     refiner = refine(hard, flip(truth, 0.9), gold, method=method, guard="off")
     assert not refiner.kept_annotator_
     assert (refiner.labels_ != flip(truth, 0.9)).sum() > 30
-    assert "NOT better" in refiner.verdict_
+    assert "better" in refiner.verdict_
+    assert "Refined labels are better" not in refiner.verdict_
     safe = refine(hard, flip(truth, 0.9), gold, method=method)
     assert safe.kept_annotator_
     kept = [r for r in safe.reason_ if r.startswith("kept by the guard; classifier prefers")]
@@ -207,7 +210,7 @@ def test_guards_differ_on_a_tie(guard, kept):
     account = give_account(annotator, [Proposal(classifier)], gold, guard, whole=False)
     assert account.kept_annotator is kept
     assert account.labels.tolist() == (annotator if kept else classifier).tolist()
-    assert ("guard lets them pass" in account.verdict) is not kept
+    assert ("cannot tell" in account.verdict) is not kept
 
 
 @pytest.mark.parametrize(("guard", "kept"), [("safe", True), ("mild", True), ("off", False)])
@@ -217,14 +220,27 @@ def test_guards_keep_the_annotator_on_a_loss(guard, kept):
     assert account.kept_annotator is kept
 
 
+def test_a_sure_loss_is_called_one():
+    gold = np.arange(40) % 2
+    account = give_account(gold, [Proposal(1 - gold)], gold, "off", whole=False)
+    assert "NOT better" in account.verdict
+    assert "guard lets them pass" in account.verdict
+
+
+def test_gold_rows_of_one_class_convince_nobody():
+    gold = np.zeros(40, dtype=np.int64)
+    account = give_account(1 - gold, [Proposal(gold)], gold, "safe", whole=False)
+    assert account.kept_annotator
+
+
 @pytest.mark.parametrize(
     ("won", "lost", "taken"), [(3, 0, "bold"), (3, 1, "cautious"), (3, 2, "last"), (3, 3, None)]
 )
 def test_the_boldest_proposal_that_convinces_is_taken(won, lost, taken):
     """The gain won - lost must exceed z sqrt(won + lost), and z falls from 1.5 to 0."""
-    gold = np.ones(10, dtype=np.int64)
-    annotator = np.where(np.arange(10) < won, 0, 1)  # right where the proposals may lose
-    proposed = np.where(np.arange(10) < 10 - lost, 1, 0)
+    gold = np.arange(10) % 2
+    annotator = np.where(np.arange(10) < won, 1 - gold, gold)
+    proposed = np.where(np.arange(10) < 10 - lost, gold, 1 - gold)
     proposals = {
         name: Proposal(proposed, z, 0.1)
         for name, z in (("bold", 1.5), ("cautious", 0.9), ("last", 0))
@@ -356,7 +372,7 @@ def test_constructor_only_stores_and_clone_works():
         ({"theta": "gould"}, r"unknown theta 'gould' \(did you mean 'gold'\?\)"),
         ({"encoder": "tfdif"}, r"unknown encoder 'tfdif' \(did you mean 'tfidf'\?\)"),
         ({"encoder": 3}, "has no fit and transform"),
-        ({"folds": 1}, "folds = 1: use 0"),
+        ({"folds": 1}, "folds = 1: method='tsp' scores"),
         ({"folds": 0}, "folds = 0: method='tsp' scores each row by a student that did not see it"),
         ({"theta": "oracle"}, "theta='oracle' is for the methods pn, uu, silr"),
         ({"theta": "released"}, "theta='released' is for the methods pn, uu, silr"),

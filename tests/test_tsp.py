@@ -528,7 +528,8 @@ def test_reasons_give_the_odds_of_each_source():
     evidence[2, 2, 1] = 2.0
     evidence[2, 0, 0] = 50.0
     probability = np.array([[0.2, 0.8], [0.9, 0.1], [0.7, 0.3], [0.5, 0.5], [0.1, 0.9]])
-    fitted = Fitted(probability, evidence, np.array([1.0, 2.0, 0.5]))
+    nobody = np.zeros(0, dtype=np.int64)
+    fitted = Fitted(probability, evidence, np.array([1.0, 2.0, 0.5]), nobody)
     assert explain(fitted, np.array([0, 0, 1, 0, -1]), probability) == [
         "texts like it 2.0:1 for, annotator 1.7:1 for",
         "texts like it 4.0:1 for",
@@ -621,3 +622,56 @@ def test_a_saved_model_predicts_the_same(k, tmp_path):
     np.testing.assert_allclose(after.sum(axis=1), 1)
     assert loaded.score(unseen, actual) > 0.85
     assert loaded.get_params() == refiner.get_params()
+
+
+# --- what a careless user does --------------------------------------------------------------------
+
+
+def test_gold_rows_of_one_class_are_pointed_out():
+    texts, truth = corpus()
+    gold = [1 if y == 1 and i < 60 else None for i, y in enumerate(truth)]
+    with pytest.warns(WhetWarning, match="gold rows are 1: they cannot show a gain"):
+        refiner = LabelRefiner().fit(texts, flip(truth, 0.7), gold)
+    assert refiner.kept_annotator_
+
+
+@pytest.mark.parametrize("absent", [-1, "N/A", "nan", "None"])
+def test_a_label_that_seems_to_mean_none_is_pointed_out(absent):
+    texts, truth = corpus()
+    names = np.array([0, 1] if absent == -1 else ["ham", "spam"], dtype=object)
+    labels = names[flip(truth, 0.8)].tolist()
+    labels[::10] = [absent] * len(labels[::10])
+    gold = [None if y is None else names[y] for y in sample_gold(truth, 50)]
+    with pytest.warns(WhetWarning) as caught:
+        LabelRefiner().fit(texts, labels, gold)
+    words = "counts as a class: if it means that there is no label"
+    assert any(words in str(warning.message) for warning in caught)
+
+
+def test_an_annotator_worse_than_chance_is_pointed_out():
+    texts, truth = corpus()
+    with pytest.warns(WhetWarning, match="no better than chance on the gold rows"):
+        LabelRefiner().fit(texts, flip(truth, 0.2), sample_gold(truth, 50))
+
+
+def test_confidence_goes_with_its_annotator_by_name(three_annotators):
+    texts, _, votes, gold = three_annotators
+    named = {name: [row[m] for row in votes] for m, name in enumerate("abc")}
+    sure = np.random.default_rng(0).random((N, 3))
+    by_name = {name: sure[:, "abc".index(name)] for name in "cab"}
+    straight = LabelRefiner().fit_refine(texts, named, gold, confidence=sure)
+    turned = LabelRefiner().fit_refine(texts, named, gold, confidence=by_name)
+    np.testing.assert_array_equal(straight, turned)
+    with pytest.raises(WhetError, match="name its columns like theirs"):
+        LabelRefiner().fit_refine(texts, named, gold, confidence={n: sure[:, 0] for n in "abx"})
+
+
+def test_the_model_for_new_texts_has_an_estimate_of_its_own():
+    """An annotator that knows everything does not make the students better than they are."""
+    texts, truth = corpus()
+    texts = np.random.default_rng(0).permutation(texts).tolist()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", WhetWarning)
+        refiner = LabelRefiner().fit(texts, truth, sample_gold(truth, 80))
+    assert refiner.estimate_["classifier"].value > 0.95
+    assert refiner.estimate_["new texts"].value < 0.75

@@ -242,7 +242,7 @@ def run_cell(
             count(1)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=16)  # cells of a data set share its texts
 def _encoder(spec: str, texts: tuple[str, ...], test_texts: tuple[str, ...]) -> DenseEncoder:
     """Features of a data set, which its cells share as far as they follow each other."""
     return DenseEncoder(spec, texts, test_texts)

@@ -53,12 +53,12 @@ class Proposal:
 
         With w of these rows won and l lost, the standard error of the gain is that of a fair coin
         thrown w + l times (McNemar's test): the proposal convinces if w - l > z sqrt(w + l),
-        and if there are ten such rows at least.
+        and if there are ten such rows at least, of two classes.
         """
         judged = (gold != MISSING) & (pseudo != MISSING)
         new, old = self.labels[judged] == gold[judged], pseudo[judged] == gold[judged]
         won, lost = int((new & ~old).sum()), int((old & ~new).sum())
-        enough = len(new) >= LEAST_GOLD
+        enough = len(new) >= LEAST_GOLD and len(np.unique(gold[judged])) > 1
         return bool(enough and won - lost > self.standard_errors * np.sqrt(won + lost))
 
 
@@ -115,8 +115,8 @@ def give_account(
     pseudo : int array of shape (n,)
         The annotator's codes, -1 where it abstained.
     proposals : sequence of Proposal
-        From the boldest to the most cautious. ``safe`` takes the first that convinces; ``mild``
-        and ``off`` know the boldest only.
+        From the boldest to the most cautious. ``safe`` takes the first that convinces, unless the
+        corrected estimate of its gain is not positive; ``mild`` and ``off`` know the boldest only.
     gold : int array of shape (n,)
         Gold codes, -1 where unknown.
     guard : {"safe", "mild", "off"}
@@ -155,6 +155,11 @@ def give_account(
         "mild": measured is None or measured.value < 0,
         "off": False,
     }[guard]
+    bias = 0.0 if probability is None else _optimism(pseudo, proposals, gold, guard)
+    if guard == "safe" and not kept and probability is not None:
+        powered = _powered(pseudo, proposed, gold, probability, kept=False, bias=bias)
+        kept = powered["gain"].value <= 0 if "gain" in powered else kept
+        measured = powered.get("gain", measured)
     labels = np.where(pseudo == MISSING, proposed, pseudo) if kept else proposed.copy()
     right = labels == gold
     estimate = {
@@ -172,16 +177,14 @@ def give_account(
         # Labels that were kept differ in no row, known or not: their gain is exactly zero.
         estimate["gain"] = estimates.difference(right[answered], before, whole=whole or kept)
     if probability is not None and known.any():
-        estimate |= _powered(
-            pseudo,
-            labels,
-            gold,
-            probability,
-            kept=kept,
-            bias=_optimism(pseudo, proposals, gold, guard),
-        )
-    shown = measured if kept else estimate.get("gain")
-    return Account(labels, kept, chosen, estimate, _verdict(kept, shown))
+        estimate |= _powered(pseudo, labels, gold, probability, kept=kept, bias=bias)
+    if kept and (pseudo != MISSING).all() and "annotator" in estimate:
+        estimate["refined"] = estimate["annotator"]  # they are the same labels
+    verdict = _verdict(kept, measured if kept else estimate.get("gain"))
+    filled = int((pseudo == MISSING).sum())
+    if kept and filled:
+        verdict += f" The {filled:,} rows on which it abstained are filled by the classifier."
+    return Account(labels, kept, chosen, estimate, verdict)
 
 
 def _powered(
@@ -249,7 +252,7 @@ def _verdict(kept: bool, gain: Estimate | None) -> str:
         return f"Annotator's labels kept: the classifier shows {what} ({points})."
     if gain.low > 0:
         return f"Refined labels are better ({points})."
-    if gain.value > 0:
+    if gain.high > 0:
         return (
             f"Refined labels are used, but the gold rows cannot tell if they are better ({points})."
         )

@@ -32,6 +32,7 @@ class GoldLedger:
 
     def __init__(self, codes: Codes, budget: int | None, seed: int) -> None:
         known = np.flatnonzero(codes != MISSING)
+        self._given = codes
         self.given = len(known)
         self.budget = budget
         if budget is not None and self.given > budget:
@@ -53,6 +54,11 @@ class GoldLedger:
         """Return the gold codes, -1 where unknown, and record what they are used for."""
         self.note(purpose, round_number)
         return self._codes.copy()
+
+    def all_given(self) -> Codes:
+        """Return all gold codes, also those beyond the budget: to put them into the result."""
+        self._uses[("gold rows keep their gold label", None)] = self.given
+        return self._given.copy()
 
     def note(self, purpose: str, round_number: int | None) -> None:
         """Record a use, also one that a resumed run made before it was interrupted."""

@@ -94,6 +94,7 @@ def check_inputs(
         raise WhetError("there are no rows: give at least 4 texts with labels")
     named = [label for column in columns for label in column]
     classes = find_classes(named, gold if gold_classes else ())
+    _warn_about_absence(classes)
     _warn_about_variants(classes)
     if len(checked) < 2 * len(classes):
         raise WhetError(
@@ -147,7 +148,18 @@ def annotators(pseudo_labels: Any) -> list[Any]:  # noqa: ANN401
     return columns
 
 
-def check_confidence(confidence: Any, votes: Codes) -> FloatArray | None:  # noqa: ANN401
+def annotator_names(pseudo_labels: Any) -> list[Any] | None:  # noqa: ANN401
+    """Return the names of a table's columns, or None for a column and a table without names."""
+    if isinstance(pseudo_labels, Mapping):
+        return list(pseudo_labels)
+    return list(pseudo_labels.columns) if hasattr(pseudo_labels, "columns") else None
+
+
+def check_confidence(
+    confidence: Any,  # noqa: ANN401
+    votes: Codes,
+    names: list[Any] | None = None,
+) -> FloatArray | None:
     """Return the annotators' confidence as an array of shape (n, m), or None if there is none.
 
     Raises
@@ -157,7 +169,17 @@ def check_confidence(confidence: Any, votes: Codes) -> FloatArray | None:  # noq
     """
     if confidence is None:
         return None
-    columns = [list(column) for column in annotators(confidence)]
+    if isinstance(confidence, Mapping) or hasattr(confidence, "columns"):
+        given = list(confidence if isinstance(confidence, Mapping) else confidence.columns)
+        if names is not None and set(given) != set(names):
+            raise WhetError(
+                f"the confidence is of {', '.join(map(repr, given))} and the labels are of "
+                f"{', '.join(map(repr, names))}: name its columns like theirs"
+            )
+        confidence = [confidence[name] for name in names or given]
+        columns = [list(column) for column in confidence]
+    else:
+        columns = [list(column) for column in annotators(confidence)]
     if [len(column) for column in columns] != [len(votes)] * votes.shape[1]:
         raise WhetError(
             f"the confidence has {len(columns)} columns of {len(columns[0])} rows for "
@@ -195,6 +217,21 @@ def _check_aligned(texts: Any, *labels: Any) -> None:  # noqa: ANN401
             raise WhetError(
                 "texts and labels are pandas objects with different indexes: reindex the labels "
                 "like the texts, or pass lists in the same order"
+            )
+
+
+#: What tables hold, in lower case, where they mean that there is no label.
+ABSENCE = ("-1", "nan", "none", "null", "n/a", "na", "<na>")
+
+
+def _warn_about_absence(classes: list[Label]) -> None:
+    for label in classes:
+        if str(label).strip().casefold() in ABSENCE:
+            warnings.warn(
+                f"the label {label!r} counts as a class: if it means that there is no label, "
+                "leave the cell empty (None in Python)",
+                WhetWarning,
+                stacklevel=5,
             )
 
 

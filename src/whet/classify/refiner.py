@@ -30,7 +30,7 @@ from whet.classify.features import (
     make_encoder,
 )
 from whet.classify.gold import GoldLedger
-from whet.classify.inputs import Inputs, check_confidence, check_inputs
+from whet.classify.inputs import Inputs, annotator_names, check_confidence, check_inputs
 from whet.classify.labels import MISSING, Codes, class_array
 from whet.classify.learner import RiskLearner, relabel_all
 from whet.classify.risks import FloatArray
@@ -94,7 +94,8 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         A record a round: theta with interval, prior, labels changed, accuracy with interval.
     estimate_ : dict of str to Estimate
         Accuracies ``annotator``, ``classifier``, ``filled`` and ``refined``, and ``gain``; see
-        :class:`whet.classify.account.Account`. Empty without gold labels.
+        :class:`whet.classify.account.Account`. With ``tsp`` also ``new texts``: of the students
+        without the annotator's label, which new texts lack. Empty without gold labels.
     labels_ : array of shape (n,)
         The refined labels; a gold row has its gold label.
     proba_ : float64 array of shape (n, K)
@@ -109,8 +110,9 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Why each label is what it is.
     kept_annotator_ : bool
         Whether the guard kept the annotator's labels.
-    margin_ : float
-        By how much a new label had to be more probable than the annotator's; 0 but for ``tsp``.
+    margin_ : float or None
+        By how much a new label had to be more probable than the annotator's; None where the
+        annotator's labels are kept, 0 for a method other than ``tsp``.
     verdict_ : str
         One sentence: better by how much, or kept and why.
     gold_ : dict
@@ -217,7 +219,8 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         texts, pseudo, self.classes_ = inputs.texts, inputs.pseudo, inputs.classes
         ledger = self._open_ledger(inputs.gold, seed)
         groups = _text_numbers(texts, seed)
-        learner = self._learner(inputs, confidence, ledger, groups, seed)
+        names = annotator_names(pseudo_labels)
+        learner = self._learner(inputs, confidence, names, ledger, groups, seed)
         learner.start_round(pseudo, 1)  # refuses a hopeless annotator before any work is done
         folds = 0 if self.method == "tsp" else (self.folds or 0)  # tsp solves all folds at once
         parts = split(len(texts), folds, groups, seed)
@@ -354,10 +357,10 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"theta={self.theta!r} is for the methods {', '.join(RISKS)}, and method='tsp' has "
                 "no theta to set: name one of those methods, or leave theta at 'gold'"
             )
-        if self.method == "tsp" and self.folds == 0:
+        if self.method == "tsp" and self.folds in (0, 1):
             raise WhetError(
-                "folds = 0: method='tsp' scores each row by a student that did not see it; use 2 "
-                "or more"
+                f"folds = {self.folds}: method='tsp' scores each row by a student that did not "
+                "see it; use 2 or more"
             )
 
     def _n_rounds(self) -> Any:  # noqa: ANN401 - checked by the caller
@@ -372,10 +375,10 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"{len(gold)} are missing: use theta='gold', which works from a sample"
             )
         ledger = GoldLedger(gold, self.gold_budget if self.theta == "gold" else None, seed)
-        self._warn_about_gold(ledger)
+        self._warn_about_gold(ledger, gold)
         return ledger
 
-    def _warn_about_gold(self, ledger: GoldLedger) -> None:
+    def _warn_about_gold(self, ledger: GoldLedger, gold: Codes) -> None:
         if not len(ledger) and self.method not in ("tsp", "pn"):
             raise WhetError(
                 f"there are no gold labels, and method={self.method!r} estimates theta from them: "
@@ -384,10 +387,15 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if ledger.given > len(ledger):
             _warn(
                 f"{ledger.given} gold labels are given and a random {len(ledger)} are used, the "
-                "others for nothing: raise gold_budget to use more"
+                "others only keep their label: raise gold_budget to use more"
             )
         if not len(ledger):
             _warn("there are no gold labels: nothing can be estimated, and the guard is blind")
+        elif len({*gold[gold != MISSING].tolist()}) == 1:
+            _warn(
+                f"all {len(ledger)} gold rows are {self.classes_.tolist()[gold.max()]!r}: they "
+                "cannot show a gain for another class; are they a random sample of all rows?"
+            )
         elif len(ledger) < 10:
             _warn(
                 f"only {len(ledger)} gold rows: the intervals are wide and the guard is nearly "
@@ -420,11 +428,12 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self,
         inputs: Inputs,
         confidence: Any,  # noqa: ANN401
+        names: list[Any] | None,
         ledger: GoldLedger,
         groups: NDArray[np.int64],
         seed: int,
     ) -> RiskLearner | TspLearner:
-        sure = check_confidence(confidence, inputs.votes)
+        sure = check_confidence(confidence, inputs.votes, names)
         if self.method == "tsp":
             # Fewer distinct texts than folds: each text is a fold of its own.
             folds = min(5, int(groups.max()) + 1) if self.folds is None else self.folds
@@ -490,13 +499,17 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         )
         self.estimate_, self.verdict_ = account.estimate, account.verdict
         self.kept_annotator_ = account.kept_annotator
-        self.margin_ = account.proposal.margin
+        self.margin_ = None if account.kept_annotator else account.proposal.margin
+        if isinstance(model, Fitted) and len(rows):
+            right = model.without_annotator == gold[rows]
+            self.estimate_ = self.estimate_ | {"new texts": estimates.share(right)}
         self.proba_ = last.proposals
         refined = account.labels
         from_gold = np.zeros(len(pseudo), dtype=bool)
         if self.theta == "gold" and len(rows):  # the other modes are experiments on the rest
-            from_gold[rows] = True
-            refined[rows] = ledger.use("gold rows keep their gold label")[rows]
+            given = ledger.all_given()
+            from_gold = given != MISSING
+            refined[from_gold] = given[from_gold]
         self.labels_ = self.classes_[refined]
         self.changed_ = refined != pseudo
         self.pseudo_labels_ = [

@@ -11,6 +11,7 @@ probabilities of the round before. The annotator's own labels are kept as eviden
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ from whet.classify.learner import ratios_record
 from whet.classify.pool import Pool
 from whet.classify.risks import FloatArray
 from whet.classify.solver import Floats, FoldSolver
+from whet.errors import WhetWarning
 from whet.rounds import Rule, split
 
 #: Penalties of the students.
@@ -169,16 +171,20 @@ class Fitted:
         What student A, student B and the annotator add to the log-probability of each class.
     scales : float64 array of shape (3,)
         How far each source is trusted.
+    without_annotator : int64 array of shape (number of gold rows,)
+        What the two students alone take the gold rows for, in runs that did not see their label.
 
     Examples
     --------
-    >>> Fitted(np.array([[0.9, 0.1]]), np.zeros((1, 3, 2)), np.ones(3)).probability.argmax()
-    np.int64(0)
+    >>> none = np.zeros(0, dtype=np.int64)
+    >>> Fitted(np.array([[0.9, 0.1]]), np.zeros((1, 3, 2)), np.ones(3), none).scales.tolist()
+    [1.0, 1.0, 1.0]
     """
 
     probability: FloatArray
     evidence: NDArray[np.floating]
     scales: FloatArray
+    without_annotator: NDArray[np.int64]
 
 
 class TspLearner:
@@ -226,7 +232,7 @@ class TspLearner:
         self.groups, self.folds, self.seed = groups, folds, seed
         self.confidence = confidence
         self.features: Features = np.empty((0, 0), dtype=np.float32)
-        self._number = 0
+        self._number, self._warned = 0, False
 
     def start_round(self, labels: Codes, number: int) -> dict[str, Any]:
         """Return the class ratios of the annotator's labels, for the account of round 1."""
@@ -237,6 +243,14 @@ class TspLearner:
         k = len(self.classes)
         counts = priors.count_pairs(self.pseudo, gold, k)
         ratios = priors.ratios_from_counts(counts, priors.set_shares(self.pseudo, k))
+        if ratios.kappa <= 0 and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the annotator is no better than chance on the gold rows (Cohen's kappa "
+                f"{ratios.kappa:.2f}): check that both columns use the same classes",
+                WhetWarning,
+                stacklevel=2,
+            )
         return ratios_record(ratios, len(self.ledger))
 
     def fit(self, rows: NDArray[np.int64], labels: Codes, number: int) -> Fitted:
@@ -326,16 +340,21 @@ class TspLearner:
         evidence = self._full.evidence()[:, 0]
         probability = pool.mix(evidence, weight)
         self._full.pooled = probability[:, None].astype(np.float32)
+        alone = np.full(len(gold), MISSING, dtype=np.int64)
         if self._honest is not None:
+            students = honest.copy()
+            students[:, -1] = 0.0
             pooled = np.empty_like(self._honest.label)
             every = self._honest.evidence()
             for g in range(pooled.shape[1]):
-                others = self._group != g
-                pooled[:, g] = pool.mix(every[:, g], pool.weigh(honest[others], gold[others]))
+                mine, others = self._group == g, self._group != g
+                trust = pool.weigh(honest[others], gold[others])
+                pooled[:, g] = pool.mix(every[:, g], trust)
+                alone[mine] = pool.mix(students[mine], trust).argmax(axis=1)
             self._honest.pooled = pooled
             probability[self._rows] = pooled[self._at, self._group]
             evidence[self._rows] = honest
-        self._fitted = Fitted(probability, evidence, pool.mean_scales(weight))
+        self._fitted = Fitted(probability, evidence, pool.mean_scales(weight), alone)
 
 
 def margin_rule(pseudo: Codes, margin: float = MARGIN) -> Rule:

@@ -30,7 +30,13 @@ def print_summary(manifest: dict[str, Any], folder: Path) -> None:
     screen.print()
     screen.print(plain(manifest["verdict"]), style="bold")
     screen.print("In brackets: 95 % intervals; n: gold rows behind a number; theta: share of the")
-    screen.print("annotator's labels of a class that are right.\n")
+    screen.print("annotator's labels of a class that are right.")
+    if manifest["settings"]["method"] == "tsp":
+        screen.print(
+            "Gain and refined labels' accuracy: predictions for all rows, corrected on the"
+        )
+        screen.print("gold rows; the other accuracies are counted on the gold rows.")
+    screen.print()
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -67,6 +73,7 @@ def _label_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
         ("classifier", "classifier's accuracy", f"{answered}; not used"),
         ("refined", "refined labels' accuracy", ""),
         ("filled", "  of those filled", ""),
+        ("new texts", "model for new texts", ""),
     ):
         if name in estimate and (name != "classifier" or manifest["kept_annotator"]):
             shown.append((title, f"{_interval(estimate[name])}  n = {estimate[name]['n']}{note}"))
@@ -91,7 +98,11 @@ def _class_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
         if manifest["theta"] is not None:
             low, high = (end[k][k] for end in manifest["theta_interval"])
             n = manifest["rounds"][0]["theta_n"][k]
-            trust = f"theta {manifest['theta'][k][k]:.3f} [{low:.3f}, {high:.3f}]  n = {n}; "
+            trust = (
+                f"theta {manifest['theta'][k][k]:.3f} [{low:.3f}, {high:.3f}]  n = {n}; "
+                if n
+                else "theta unknown, n = 0; "
+            )
         was, now = counts[k]["annotator"], counts[k]["refined"]
         rows.append((f"labelled {name}", f"{trust}{was:,} labels, {now:,} refined"))
     if len(classes) > MOST_CLASSES:
@@ -144,7 +155,7 @@ def _gold_rows(gold: dict[str, Any]) -> list[tuple[str, str]]:
 def _next_step(manifest: dict[str, Any], folder: Path) -> str:
     if manifest["gold"]["kept"] < 50:
         return "label about 50 random rows by hand and run again with --gold COLUMN"
-    if manifest["kept_annotator"]:
+    if manifest["kept_annotator"] and manifest["suspects"]:
         return (
             "look at the rows of refined.parquet with the highest suspicion (numbered from 0), or "
             "label more random rows and run again"
