@@ -180,7 +180,7 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     command = "python benchmarks/choices.py " + " ".join(sys.argv[1:])
     machine = f"{platform.machine()}, Python {platform.python_version()}, whet {__version__}"
-    name = f"{args.part}-{args.encoder.partition(':')[0]}-{args.gold}gold-{args.rows}rows"
+    name = f"{args.part or args.cells.stem}-{args.encoder.partition(':')[0]}-{args.gold}gold-{args.rows}rows"
     (args.out / f"{name}.json").write_text(
         json.dumps({"command": command, "machine": machine, "runs": results}, indent=1) + "\n"
     )

@@ -33,7 +33,8 @@ paired bootstrap ({draws:,} draws of cells, then of seeds within each cell; the 
 methods). *Difference* is to the first method at the same budget. *Error* is the relative change of
 the share of wrong labels. *Harm* is the share of runs that lose more than 1 point. A refused run
 counts as a gain of zero, since its user keeps the annotator's labels. Seconds are of the method
-alone, on one thread, without the features. silr-oracle and silr-released see the truth of every row
+alone, on one thread, without the features. silr, silr-1, uu and pn run as published, without the
+guard that `whet refine` puts behind them. silr-oracle and silr-released see the truth of every row
 for theta, whatever the budget.
 """
 
