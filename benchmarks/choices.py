@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import json
 import platform
+import shlex
 import sys
 import time
 import warnings
@@ -99,9 +100,11 @@ def run(cell: Cell, encoder: DenseEncoder, n_gold: int, seed: int, variant: str)
     judged = gold < 0
     pseudo = majority_vote(cell.votes, cell.n_classes)
     refiner = refine(cell, encoder, gold, seed, variant)
+    classes = refiner.classes_  # a class that nobody names is not among them
+    known = np.where(pseudo < 0, -1, np.searchsorted(classes, pseudo))
     labels = {
         "guarded": np.asarray(refiner.labels_, dtype=np.int64),
-        "free": tsp.margin_rule(pseudo)(pseudo, refiner.proba_, 2),
+        "free": classes[tsp.margin_rule(known)(known, refiner.proba_, 2)],
     }
     base = float((filled(pseudo)[judged] == cell.truth[judged]).mean())
     found: dict[str, Any] = {
@@ -178,9 +181,10 @@ def main() -> int:
                     results.append({"cell": cell.name, "variant": variant, "seed": seed, **found})
         sys.stderr.write(f"{cell.name} done, {time.perf_counter() - began:.0f} s\n")
     args.out.mkdir(parents=True, exist_ok=True)
-    command = "python benchmarks/choices.py " + " ".join(sys.argv[1:])
+    command = "python benchmarks/choices.py " + shlex.join(sys.argv[1:])
     machine = f"{platform.machine()}, Python {platform.python_version()}, whet {__version__}"
-    name = f"{args.part or args.cells.stem}-{args.encoder.partition(':')[0]}-{args.gold}gold-{args.rows}rows"
+    part, encoder = args.part or args.cells.stem, args.encoder.partition(":")[0]
+    name = f"{part}-{encoder}-{args.gold}gold-{args.rows}rows"
     (args.out / f"{name}.json").write_text(
         json.dumps({"command": command, "machine": machine, "runs": results}, indent=1) + "\n"
     )

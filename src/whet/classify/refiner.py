@@ -34,10 +34,10 @@ from whet.classify.inputs import Inputs, annotator_names, check_confidence, chec
 from whet.classify.labels import MISSING, Codes, class_array
 from whet.classify.learner import RiskLearner, relabel_all
 from whet.classify.risks import FloatArray
-from whet.classify.tsp import LADDER, MARGIN, PURPOSE, Fitted, TspLearner, explain, margin_rule
+from whet.classify.tsp import PURPOSE, Fitted, TspLearner, explain, margin_rule, proposals
 from whet.corpus import check_texts
 from whet.errors import WhetError, WhetWarning, did_you_mean
-from whet.rounds import Outcome, Progress, Round, Rule, run_rounds, split
+from whet.rounds import Outcome, Progress, Rule, run_rounds, split
 from whet.store import RunFolder
 
 #: The default, and the methods that minimise a risk of the pseudo-labels.
@@ -455,16 +455,6 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _purpose(self) -> str:
         return PURPOSE if self.method == "tsp" else f"theta and prior ({self.theta})"
 
-    def _proposals(self, pseudo: Codes, last: Round) -> list[Proposal]:
-        """Return what the last round proposes, from the boldest to the most cautious."""
-        if self.method != "tsp":
-            return [Proposal(last.labels)]
-        ladder = LADDER if self.guard == "safe" else ((MARGIN, 0.0),)
-        return [
-            Proposal(margin_rule(pseudo, margin)(pseudo, last.proposals, last.number), z, margin)
-            for margin, z in ladder
-        ]
-
     def _rule(self, pseudo: Codes) -> Rule:
         return margin_rule(pseudo) if self.method == "tsp" else relabel_all
 
@@ -488,10 +478,13 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 right = stored.labels[rows] == gold[rows]
                 record["accuracy"] = estimates.share(right, whole=ledger.whole).as_dict()
         last = outcome.rounds[-1]
-        proposals = self._proposals(pseudo, last)
+        if self.method == "tsp":
+            proposed = proposals(pseudo, last.proposals, self.guard)
+        else:
+            proposed = [Proposal(last.labels)]
         account = give_account(
             pseudo,
-            proposals,
+            proposed,
             gold,
             self.guard,
             whole=ledger.whole,

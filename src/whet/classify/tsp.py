@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from whet.classify import annotator, priors
+from whet.classify.account import Proposal
 from whet.classify.annotator import log_softmax
 from whet.classify.classifier import fit_soft_labels
 from whet.classify.features import Features, learn_directions, project
@@ -371,6 +372,15 @@ def margin_rule(pseudo: Codes, margin: float = MARGIN) -> Rule:
         return np.where((pseudo == MISSING) | (lead > margin), best, pseudo)
 
     return decide
+
+
+def proposals(pseudo: Codes, probability: FloatArray, guard: str) -> list[Proposal]:
+    """Return what the guard may choose from, from the boldest to the most cautious."""
+    ladder = LADDER if guard == "safe" else ((MARGIN, 0.0),)
+    return [
+        Proposal(margin_rule(pseudo, margin)(pseudo, probability, 0), standard_errors, margin)
+        for margin, standard_errors in ladder
+    ]
 
 
 def explain(fitted: Fitted, pseudo: Codes, probability: FloatArray) -> list[str]:
