@@ -474,7 +474,7 @@ def rounds_that_are_no_number():
     return refine(rounds="many")
 
 
-@bad("folds = 1", "0", "from 2 to 60")
+@bad("folds = 1", "'tsp'", "2 or more")
 def one_fold():
     write_csv(columns())
     return refine(folds=1)

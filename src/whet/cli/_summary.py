@@ -33,9 +33,9 @@ def print_summary(manifest: dict[str, Any], folder: Path) -> None:
     screen.print("annotator's labels of a class that are right.")
     if manifest["settings"]["method"] == "tsp":
         screen.print(
-            "Gain and refined labels' accuracy: predictions for all rows, corrected on the"
+            "Gain and refined labels: predicted for all rows and corrected on the gold rows;"
         )
-        screen.print("gold rows; the other accuracies are counted on the gold rows.")
+        screen.print("the other accuracies are counted on the gold rows.")
     screen.print()
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(no_wrap=True)
