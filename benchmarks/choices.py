@@ -32,8 +32,8 @@ from whet.bench.cells import Cell, load_cell, read_specs
 from whet.bench.features import DenseEncoder
 from whet.bench.linear import filled
 from whet.bench.panel import draw_gold
-from whet.bench.voting import majority_vote
 from whet.classify import annotator, features, pool, tsp
+from whet.classify.inputs import majority_vote
 
 #: Name -> (module, constant, value). The features of the first group are made anew.
 FEATURES: dict[str, Any] = {

@@ -11,7 +11,7 @@ from whet.bench.annotators import Codes
 from whet.bench.cells import Cell
 from whet.bench.features import DenseEncoder
 from whet.bench.linear import as_codes
-from whet.bench.voting import majority_vote
+from whet.classify.inputs import majority_vote
 from whet.classify.refiner import LabelRefiner
 from whet.errors import WhetError
 from whet.estimates import Estimate

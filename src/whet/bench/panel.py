@@ -32,7 +32,7 @@ from whet.bench.features import DenseEncoder
 from whet.bench.linear import filled
 from whet.bench.own import OWN, Answer, refine
 from whet.bench.peers import PACKAGES, PEERS
-from whet.bench.voting import majority_vote
+from whet.classify.inputs import majority_vote
 from whet.errors import WhetError, did_you_mean
 from whet.extras import require
 from whet.store import sha256_of

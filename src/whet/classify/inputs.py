@@ -105,7 +105,7 @@ def check_inputs(
     gold_codes = encode(gold, classes, "gold label")
     if gold_classes:
         _warn_about_gold_classes(named, gold)
-    joint = most_frequent(votes, len(classes))
+    joint = majority_vote(votes, len(classes))
     return Inputs(checked, class_array(classes), votes, joint, gold_codes)
 
 
@@ -195,8 +195,25 @@ def check_confidence(
     return sure
 
 
-def most_frequent(votes: Codes, n_classes: int) -> Codes:
-    """Return each row's most frequent code, the earlier annotator's of several; -1 for none."""
+def majority_vote(votes: Codes, n_classes: int) -> Codes:
+    """Return each row's most frequent code, the earlier annotator's of several; -1 for none.
+
+    Parameters
+    ----------
+    votes : int64 array of shape (n, m)
+        -1 where an annotator abstained.
+    n_classes : int
+        K.
+
+    Returns
+    -------
+    int64 array of shape (n,)
+
+    Examples
+    --------
+    >>> majority_vote(np.array([[1, 1, 0], [-1, 2, 0], [-1, -1, -1]]), 3).tolist()
+    [1, 2, -1]
+    """
     if votes.shape[1] == 1:
         return votes[:, 0].copy()
     rows = np.arange(len(votes))
