@@ -8,6 +8,8 @@ from scipy.special import logsumexp
 
 from conftest import flip
 from whet.classify.annotator import FLOOR, class_prior, evidence, label_model, log_softmax
+from whet.classify.inputs import check_confidence
+from whet.errors import WhetError
 
 
 def some_gold(truth, n):
@@ -151,6 +153,35 @@ def test_confidence_is_ranked_within_each_annotator():
     np.testing.assert_allclose(evidence(votes, gold, 2, loud), alone[0] + alone[1])
 
 
+def test_a_label_without_confidence_counts_as_it_does_alone():
+    truth = np.random.default_rng(0).integers(0, 2, 200)
+    labels, gold = flip(truth, 0.7)[:, None], some_gold(truth, 50)
+    sure = np.random.default_rng(1).random((200, 1))
+    sure[::3] = np.nan
+    plain, found = evidence(labels, gold, 2), evidence(labels, gold, 2, sure)
+    np.testing.assert_array_equal(found[::3], plain[::3])
+    times = (found / plain)[:, 0]
+    assert times.mean() == pytest.approx(1)
+    rest = np.arange(200) % 3 != 0
+    np.testing.assert_array_equal(times[rest].argsort(), sure[rest, 0].argsort())
+    nothing = np.full((200, 1), np.nan)
+    np.testing.assert_array_equal(evidence(labels, gold, 2, nothing), plain)
+
+
+def test_confidence_may_be_unknown_for_some_labels_but_not_for_all():
+    votes = np.array([[0, 1], [1, 1], [-1, 0]])
+    some = np.array([[0.9, np.nan], [np.nan, 0.2], [np.nan, 0.1]])
+    np.testing.assert_array_equal(check_confidence(some, votes), some)
+    given = {"gpt": [0.9, None, None], "llama": [None, 0.2, 0.1]}
+    np.testing.assert_array_equal(check_confidence(given, votes, ["gpt", "llama"]), some)
+    with pytest.raises(WhetError, match=r"row 0 has a label and no confidence.*'llama'"):
+        check_confidence(given | {"llama": [None] * 3}, votes, ["gpt", "llama"])
+    with pytest.raises(WhetError, match="like all labels of annotator 2: leave"):
+        check_confidence(some * [1, np.nan], votes)
+    silent = np.array([[0, -1], [1, -1], [1, -1]])
+    assert np.isnan(check_confidence(some * [1, np.nan], silent)[:, 1]).all()
+
+
 def test_an_annotator_that_never_answers_is_no_evidence():
     labels = np.full((20, 1), -1)
     gold = some_gold(np.arange(20) % 2, 10)
@@ -189,6 +220,8 @@ def test_any_votes_and_gold_give_finite_evidence_and_a_prior(k, m, seed):
     votes = rng.integers(-1, k, (n, m))
     gold = np.where(rng.random(n) < rng.random(), rng.integers(0, k, n), -1)
     sure = rng.random((n, m)) if rng.random() < 0.5 else None
+    if sure is not None:
+        sure[rng.random((n, m)) < 0.2] = np.nan
     told = evidence(votes, gold, k, sure)
     assert np.isfinite(told).all()
     assert (told <= 0).all()

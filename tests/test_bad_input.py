@@ -341,6 +341,30 @@ def text_column_is_the_pseudo_column():
     return refine(pseudo="text")
 
 
+@bad("corpus.csv", "'p'", "no numbers", "'sure'", "probabilities")
+def probabilities_in_words():
+    write_csv(columns() | {"p": ["sure"] * 60})
+    return refine(pseudo_prob="p")
+
+
+@bad("row 0", "no confidence", "'llm'", "leave the confidence out")
+def probabilities_that_are_all_empty():
+    write_csv(columns() | {"p": [None] * 60})
+    return refine(pseudo_prob="p")
+
+
+@bad("--pseudo-prob", "2 columns for 1 annotators", "one for each")
+def probabilities_of_more_annotators():
+    write_csv(columns() | {"p": [0.5] * 60, "q": [0.5] * 60})
+    return refine(pseudo_prob="p,q")
+
+
+@bad("corpus.csv", "'lm_p'", "'llm_p'", "--pseudo-prob")
+def probabilities_misspelt():
+    write_csv(columns() | {"llm_p": [0.5] * 60})
+    return refine(pseudo_prob="lm_p")
+
+
 @bad("'llm' is named twice", "different column")
 def gold_column_is_the_pseudo_column():
     write_csv(columns())

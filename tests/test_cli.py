@@ -27,6 +27,8 @@ from conftest import ROOT
 from helpers import WHET, columns, snapshot, whet_process
 from helpers import whet as run_whet
 from whet import LabelRefiner, __version__
+from whet.cli._asking import Flags
+from whet.tables import write_table
 
 ADDED = ["pseudo_label", "refined_label", "refined_prob", "changed", "suspicion", "reason"]
 ODDS = r"(texts like it|gold texts like it|annotator) \d+\.\d:1 (for|against)"
@@ -195,6 +197,52 @@ def test_column_named_pseudo_label_is_not_doubled(here):
     succeeded(run_whet(refine(rounds=1, pseudo="pseudo_label")))
     names = pq.read_table("run/refined.parquet").column_names
     assert names == ["pseudo_label", "text", "gold", *ADDED[1:]]
+
+
+def two_annotators_with_probabilities():
+    """Two annotators of an easy corpus, sure where they are right; every tenth is not asked."""
+    n, rng = 300, np.random.default_rng(0)
+    truth = ["money", "sport"] * (n // 2)
+    more = {}
+    for name in ("gpt", "llama"):
+        wrong = rng.random(n) < 0.3
+        labels = [truth[i - 1] if wrong[i] else truth[i] for i in range(n)]
+        sure = np.where(wrong, 0.5, 0.7) + rng.random(n) / 4
+        more[name] = labels
+        more[f"{name}_p"] = [None if i % 10 == 3 else round(p, 3) for i, p in enumerate(sure)]
+    return columns(n, gold=80) | more
+
+
+@pytest.mark.parametrize("source", ["corpus.parquet", "corpus.csv"])
+def test_probabilities_of_labels_are_used_and_may_have_gaps(source, here):
+    table = two_annotators_with_probabilities()
+    write_table(pa.table(table), Path(source))
+    columns_of = {"pseudo": "gpt,llama", "pseudo_prob": "gpt_p,llama_p"}
+    succeeded(run_whet(refine(source, guard="off", **columns_of)))
+    succeeded(run_whet(refine(source, guard="off", pseudo="gpt,llama", out="without")))
+    found = pq.read_table("run/refined.parquet")
+    refiner = LabelRefiner(guard="off")
+    labels = {name: table[name] for name in ("gpt", "llama")}
+    sure = {name: table[f"{name}_p"] for name in labels}
+    refiner.fit_refine(table["text"], labels, table["gold"], confidence=sure)
+    assert found["refined_prob"].to_pylist() == refiner.label_proba_.tolist()
+    without = pq.read_table("without/refined.parquet")
+    assert found["refined_prob"] != without["refined_prob"]
+    settings = strict_json(Path("run/run.json"))["settings"]
+    assert {key: settings[key] for key in columns_of} == columns_of
+    assert "gpt_p" in found.column_names
+
+
+@pytest.mark.parametrize("key", ["pseudo-prob", "pseudo_prob"])
+def test_a_recipe_names_the_column_of_probabilities(key, here):
+    table = two_annotators_with_probabilities()
+    pq.write_table(pa.table(table), "corpus.parquet")
+    recipe = f"input: corpus.parquet\ntext: text\npseudo: gpt\ngold: gold\n{key}: gpt_p\n"
+    Path("recipe.yaml").write_text(recipe)
+    succeeded(run_whet(["refine", "--config", "recipe.yaml", "--out", "recipe"]))
+    succeeded(run_whet(refine(pseudo="gpt", pseudo_prob="gpt_p")))
+    one, other = (pq.read_table(f"{folder}/refined.parquet") for folder in ("recipe", "run"))
+    assert one.equals(other)
 
 
 # --- run.json -------------------------------------------------------------------------------------
@@ -490,8 +538,8 @@ def test_recipe_alone_is_enough(key, here):
         "input": "corpus.parquet",
         "text": "text",
         "pseudo": "llm",
+        "pseudo_prob": None,
         "gold": "gold",
-        "confidence": None,
         "method": "uu",
         "encoder": "tfidf",
         "theta": "gold",
@@ -532,17 +580,21 @@ VERBS = sorted(m.name for m in pkgutil.iter_modules(whet.cli.__path__) if m.name
 
 def test_verbs_are_the_files_of_the_command_line():
     ended = succeeded(run_whet(["--help"]))
-    assert re.findall(r"^│ (\w+) ", ended.out, re.MULTILINE) == VERBS
+    shown = re.findall(r"^│ (\w[\w-]*) ", ended.out, re.MULTILINE)
+    assert [verb.replace("-", "_") for verb in shown] == VERBS
     assert {"refine", "predict", "env"} <= set(VERBS)
 
 
 @pytest.mark.parametrize("command", [*(v for v in VERBS if v != "bench"), "bench classify"])
 def test_help_names_every_option(command):
-    ended = succeeded(run_whet([*command.split(), "--help"]))
+    ended = succeeded(run_whet([*command.replace("_", "-").split(), "--help"]))
     assert ended.err == ""
     module, function = command.split()[0], command.split()[-1]
     function = getattr(importlib.import_module(f"whet.cli.{module}"), function)
-    for name, parameter in inspect.signature(function).parameters.items():
+    parameters = dict(inspect.signature(function).parameters)
+    if parameters.pop("flags", None) is not None:
+        parameters |= inspect.signature(Flags).parameters
+    for name, parameter in parameters.items():
         named = parameter.kind is inspect.Parameter.KEYWORD_ONLY
         shown = "--" + name.replace("_", "-") if named else name.upper()
         assert re.search(rf"^│ [* ]* ?{shown}\b +\S", ended.out, re.MULTILINE) or re.search(

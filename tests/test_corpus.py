@@ -433,3 +433,31 @@ def test_output_that_cannot_be_written_is_refused(name, tmp_path):
     with pytest.raises(WhetError, match=name.split("/")[0]):
         write_table(TABLE, tmp_path / name)
     assert snapshot(tmp_path) == {}
+
+
+# --- probabilities of labels ----------------------------------------------------------------------
+
+
+def test_probabilities_are_read_as_numbers_with_gaps():
+    table = {"t": ["a", "b", "c"], "gpt": ["x", "y", None], "llama": ["x", None, "y"]}
+    table |= {"p": [0.9, None, None], "q": ["0.5", "", "1"]}
+    corpus = read_corpus(table, text="t", pseudo="gpt,llama", pseudo_prob="p,q")
+    np.testing.assert_array_equal(corpus.confidence, [[0.9, 0.5], [np.nan] * 2, [np.nan, 1]])
+    assert read_corpus(table, text="t", pseudo="gpt").confidence is None
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        ("p", "--pseudo-prob names 1 columns for 2 annotators"),
+        ("p,r", "no column 'r'.*--pseudo-prob"),
+        ("p,gpt", "'gpt' is named twice .*pseudo-prob"),
+        ("p,t", "'t' is named twice"),
+        ("p,w", "'w' of the table holds no numbers .*probabilities"),
+    ],
+)
+def test_unusable_columns_of_probabilities_are_named(named, words):
+    table = {"t": ["a", "b"], "gpt": ["x", "y"], "llama": ["x", "y"]}
+    table |= {"p": [0.9, 0.8], "w": ["much", "little"]}
+    with pytest.raises(WhetError, match=words):
+        read_corpus(table, text="t", pseudo="gpt,llama", pseudo_prob=named)

@@ -67,7 +67,7 @@ def read_corpus(
     text: str,
     pseudo: str,
     gold: str | None = None,
-    confidence: str | None = None,
+    pseudo_prob: str | None = None,
 ) -> Corpus:
     """Read a table and check that it has the named columns.
 
@@ -80,8 +80,9 @@ def read_corpus(
         with commas between them, as in ``"gpt,llama"``.
     gold : str, optional
         Name of the column of gold labels, empty where unknown.
-    confidence : str, optional
-        Names of the columns of the annotators' confidence, as many as annotators.
+    pseudo_prob : str, optional
+        Names of the columns of the annotators' confidence, as many as annotators; empty where it
+        is unknown.
 
     Raises
     ------
@@ -90,15 +91,15 @@ def read_corpus(
     """
     name = str(source) if isinstance(source, str | os.PathLike) else "the table"
     table = read_table(source)
-    annotators, sure = _names(table, pseudo), _names(table, confidence)
+    annotators, sure = _names(table, pseudo), _names(table, pseudo_prob)
     if sure and len(sure) != len(annotators):
         raise WhetError(
-            f"--confidence names {len(sure)} columns for {len(annotators)} annotators: name one "
+            f"--pseudo-prob names {len(sure)} columns for {len(annotators)} annotators: name one "
             "for each, in the same order"
         )
     roles = [("text", text), *(("pseudo", c) for c in annotators)]
     roles += [] if gold is None else [("gold", gold)]
-    roles += [("confidence", c) for c in sure]
+    roles += [("pseudo-prob", c) for c in sure]
     for role, column in roles:
         require_column(table, column, f"--{role}", name)
     names = [column for _, column in roles]
@@ -143,7 +144,7 @@ def _numbers(table: pa.Table, column: str, source: str) -> NDArray[np.float64]:
     except (TypeError, ValueError) as error:
         raise WhetError(
             f"the column {column!r} of {source} holds no numbers ({error}): name a column of "
-            "confidences"
+            "probabilities"
         ) from error
 
 

@@ -10,6 +10,8 @@ from whet.errors import WhetError
 
 #: Extra -> modules that it brings. ``whet env`` lists them; :func:`require` names the extra.
 EXTRAS = {
+    "llm": ("aiohttp",),
+    "train": ("torch", "transformers", "accelerate"),
     "embed": ("sentence_transformers", "transformers", "huggingface_hub"),
     "bench": ("cleanlab", "crowdkit", "matplotlib", "snorkel"),
 }

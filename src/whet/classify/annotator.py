@@ -71,14 +71,15 @@ def evidence(
     n_classes : int
         K.
     confidence : float array of shape (n, m), optional
-        The annotators' own confidence, of any scale; only its ranks count.
+        The annotators' own confidence, of any scale, NaN where it is not known; only its ranks
+        count.
 
     Returns
     -------
     float64 array of shape (n, K)
         ``sum_m log P(annotator m says votes[i, m] | class c)``; 0 where all abstained. With
-        confidence, each term is multiplied by twice its rank among the annotator's labels (0 to
-        1), so that the average label counts as before.
+        confidence, each term is multiplied by twice its rank among the annotator's known ones (0
+        to 1), so that the average label counts as before, and so does one without confidence.
     """
     total = np.zeros((len(votes), n_classes))
     for m, labels in enumerate(votes.T):
@@ -87,7 +88,10 @@ def evidence(
         said = log_table.T[labels[answered]]
         if confidence is not None:
             sure = confidence[answered, m]
-            said = said * (2 * (rankdata(sure) - 0.5) / len(sure))[:, None]
+            known = ~np.isnan(sure)
+            weight = np.ones(len(sure))
+            weight[known] = 2 * (rankdata(sure[known]) - 0.5) / known.sum()
+            said = said * weight[:, None]
         total[answered] += said
     return total
 

@@ -162,10 +162,12 @@ def check_confidence(
 ) -> FloatArray | None:
     """Return the annotators' confidence as an array of shape (n, m), or None if there is none.
 
+    NaN is a confidence that is not known.
+
     Raises
     ------
     WhetError
-        If the shape is another, or a label has no number.
+        If the shape is another, a value is no number, or an annotator has labels and no number.
     """
     if confidence is None:
         return None
@@ -189,9 +191,14 @@ def check_confidence(
         sure = np.array(columns, dtype=np.float64).T
     except (TypeError, ValueError) as error:
         raise WhetError(f"the confidence holds no numbers ({error}): give one a label") from error
-    row = next(iter(np.flatnonzero((np.isnan(sure) & (votes != MISSING)).any(axis=1))), None)
-    if row is not None:
-        raise WhetError(f"row {row} has a label and no confidence: give a number, or no label")
+    for m, labels in enumerate(votes.T):
+        answered = np.flatnonzero(labels != MISSING)
+        if len(answered) and np.isnan(sure[answered, m]).all():
+            name = repr(names[m]) if names else f"annotator {m + 1}"
+            raise WhetError(
+                f"row {answered[0]} has a label and no confidence, like all labels of {name}: "
+                "leave the confidence out, or give them all the same number"
+            )
     return sure
 
 

@@ -14,7 +14,7 @@ from cyclopts.exceptions import CycloptsError
 from rich.console import Console
 
 from whet import __version__
-from whet.cli import bench, env, predict, refine
+from whet.cli import annotate, bench, env, predict, refine, self_refine
 from whet.errors import WhetError, WhetWarning
 
 app = App(
@@ -24,6 +24,8 @@ app = App(
     help_format="markdown",
     suppress_keyboard_interrupt=False,  # main says how to go on
 )
+app.command(annotate.annotate)
+app.command(self_refine.self_refine)
 app.command(refine.refine)
 app.command(predict.predict)
 app.command(bench.app)
@@ -57,8 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"cannot write or read{where}: {error.strerror or error}; free space or mend the "
             "permissions and run the command again, with --resume if it had finished rounds"
         )
-    except KeyboardInterrupt:
-        sys.stderr.write("whet: interrupted; what is finished is kept, add --resume to go on\n")
+    except KeyboardInterrupt as interrupt:
+        said = str(interrupt) or "interrupted; what is finished is kept, add --resume to go on"
+        sys.stderr.write(f"whet: {plain(said)}\n")
         raise SystemExit(130) from None
 
 

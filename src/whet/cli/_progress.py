@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -14,11 +15,19 @@ _NAMES = {
     "encode": ("encoding", "texts"),
     "round": ("training", "fits"),
     "bench": ("finishing", "runs"),
+    "plan": ("counting", "rows"),
+    "annotate": ("asking", "rows"),
+    "batch": ("waiting for", "answers"),
 }
 
 
 class ProgressReporter:
     """A callable (stage, done, total) that shows how far the work is, on stderr.
+
+    Parameters
+    ----------
+    note : callable, optional
+        Returns what else to show, such as what was spent so far.
 
     Examples
     --------
@@ -26,7 +35,8 @@ class ProgressReporter:
     ...     report("round", 1, 5)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, note: Callable[[], str] = str) -> None:
+        self._note = note
         self._bars: Progress | None = None
         self._tasks: dict[str, object] = {}
         self._last: dict[str, tuple[float, float]] = {}
@@ -38,6 +48,7 @@ class ProgressReporter:
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
+                TextColumn("{task.fields[note]}"),
                 console=Console(stderr=True),
                 transient=True,
             )
@@ -57,12 +68,13 @@ class ProgressReporter:
         verb, unit = _NAMES.get(stage, (stage, ""))
         if self._bars is not None:
             if stage not in self._tasks:
-                self._tasks[stage] = self._bars.add_task(f"{verb} {unit}", total=total)
-            self._bars.update(self._tasks[stage], completed=done)  # type: ignore[arg-type]
+                self._tasks[stage] = self._bars.add_task(f"{verb} {unit}", total=total, note="")
+            self._bars.update(self._tasks[stage], completed=done, note=self._note())  # type: ignore[arg-type]
             return
         # A line at every tenth of the work, or every ten seconds, so that logs stay short.
         when, share = self._last.get(stage, (0.0, 0.0))
         now = time.monotonic()
         if done == total or done / total - share >= 0.1 or now - when >= 10:
             self._last[stage] = (now, done / total)
-            sys.stderr.write(f"whet: {verb} {done}/{total} {unit}\n")
+            note = self._note()
+            sys.stderr.write(f"whet: {verb} {done}/{total} {unit}{note and ', ' + note}\n")

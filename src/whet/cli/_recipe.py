@@ -25,11 +25,11 @@ class RefineRecipe(BaseModel):
     input: str = Field(min_length=1)
     text: str = Field(min_length=1)
     pseudo: str = Field(min_length=1)
+    pseudo_prob: str | None = None
     gold: str | None = None
     method: Literal["tsp", "silr", "uu", "pn"] = "tsp"
     encoder: str = "tfidf"
     theta: Literal["gold", "oracle", "released"] = "gold"
-    confidence: str | None = None
     rounds: int | None = Field(default=None, ge=1)
     folds: int | None = Field(default=None, ge=0)
     gold_budget: int = Field(default=100, ge=1)

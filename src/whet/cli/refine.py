@@ -48,6 +48,13 @@ def refine(
             "their columns with commas."
         ),
     ] = None,
+    pseudo_prob: Annotated[
+        str | None,
+        _help(
+            "Column of the annotator's confidence in its labels, empty where unknown; several: "
+            "as for --pseudo."
+        ),
+    ] = None,
     gold: Annotated[
         str | None, _help("Column of true labels, for a random sample of rows; else empty.")
     ] = None,
@@ -58,9 +65,6 @@ def refine(
             "tfidf; embed:FOLDER or embed:HUB_ID (extra [embed]); auto or auto:FOLDER for both.",
             "encoder",
         ),
-    ] = None,
-    confidence: Annotated[
-        str | None, _help("Column of the annotator's confidence; several: as for --pseudo.")
     ] = None,
     theta: Annotated[
         str | None,
@@ -99,10 +103,10 @@ def refine(
         "input": None if input is None else str(input),
         "text": text,
         "pseudo": pseudo,
+        "pseudo_prob": pseudo_prob,
         "gold": gold,
         "method": method,
         "encoder": encoder,
-        "confidence": confidence,
         "theta": theta,
         "rounds": rounds,
         "folds": folds,
@@ -141,7 +145,7 @@ def run_recipe(recipe: RefineRecipe, *, resume: bool) -> None:
         text=recipe.text,
         pseudo=recipe.pseudo,
         gold=recipe.gold,
-        confidence=recipe.confidence,
+        pseudo_prob=recipe.pseudo_prob,
     )
     settings = recipe.model_dump(exclude={"out"}) | {
         "input_sha256": sha256_of(source),

@@ -1,0 +1,1 @@
+"""Labels from any LLM: ask, check, cache, and say what was paid."""

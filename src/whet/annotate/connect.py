@@ -1,0 +1,110 @@
+"""From what the command line names to a back end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from whet.annotate.anthropic import ANTHROPIC_URL, AnthropicBackend
+from whet.annotate.budget import Budget
+from whet.annotate.cache import AnswerCache
+from whet.annotate.openai import OPENAI_URL, OpenAIBackend
+from whet.annotate.prices import Price, known_price, parse_price
+from whet.annotate.protocol import Backend
+from whet.annotate.web import WebBackend
+from whet.errors import WhetError, did_you_mean
+
+_HOSTED: dict[str, tuple[type[WebBackend], str, str]] = {
+    "openai": (OpenAIBackend, OPENAI_URL, "OPENAI_API_KEY"),
+    "anthropic": (AnthropicBackend, ANTHROPIC_URL, "ANTHROPIC_API_KEY"),
+}
+
+
+def connect(
+    name: str,
+    model: str | None,
+    *,
+    base_url: str | None = None,
+    key_env: str | None = None,
+    budget: Budget | None = None,
+    cache: AnswerCache | None = None,
+    max_tokens: int | None = None,
+    timeout: float = 120.0,
+    classes: Sequence[str] = (),
+    text: str = "text",
+) -> Backend:
+    """Return the back end that a name stands for.
+
+    Parameters
+    ----------
+    name : str
+        ``openai``, ``anthropic``, ``local`` or ``replay:FILE#COLUMN``.
+    model : str or None
+        Not needed for a replay.
+    base_url : str, optional
+        Address of a server; default: the provider's own.
+    key_env : str, optional
+        Environment variable that holds the key. The provider's own variable is read only for the
+        provider's own address, so that no other server is sent its key.
+    budget, cache, max_tokens, timeout
+        As for :class:`whet.annotate.web.WebBackend`.
+    classes, text
+        As for :class:`whet.annotate.replay.ReplayBackend`.
+
+    Raises
+    ------
+    WhetError
+        If the name or the model is missing or unknown.
+
+    Examples
+    --------
+    >>> connect("openai", "qwen3", base_url="http://localhost:8000/v1").route["model"]
+    'qwen3'
+    """
+    if name.startswith("replay:"):
+        from whet.annotate.replay import ReplayBackend
+
+        return ReplayBackend(name.removeprefix("replay:"), classes, text)
+    if name not in (*_HOSTED, "local"):
+        known = [*_HOSTED, "local", "replay:FILE#COLUMN"]
+        raise WhetError(f"--backend {name!r} is not known{did_you_mean(name, known)}: correct it")
+    if not model:
+        raise WhetError(f"--model is missing: name the model that --backend {name} should ask")
+    if name == "local":
+        from whet.annotate.local import LocalBackend
+
+        if base_url is not None:
+            raise WhetError(
+                "--base-url does not go with --backend local, which asks no server: drop one"
+            )
+        return LocalBackend(model)
+    kind, own, variable = _HOSTED[name]
+    return kind(
+        model,
+        base_url=base_url or own,
+        key_env=key_env or (variable if is_hosted(name, base_url) else None),
+        budget=budget,
+        cache=cache,
+        max_tokens=max_tokens,
+        timeout=timeout,
+    )
+
+
+def is_hosted(name: str, base_url: str | None) -> bool:
+    """Whether a provider's own server is asked."""
+    return name in _HOSTED and (base_url is None or base_url.rstrip("/") == _HOSTED[name][1])
+
+
+def price_of(model: str | None, given: str | None, *, hosted: bool) -> Price | None:
+    """Return what a model's tokens cost: as given, else from the table of known prices.
+
+    Parameters
+    ----------
+    model : str or None
+    given : str or None
+        The flag ``--price IN,OUT``.
+    hosted : bool
+        Whether the provider's own server is asked; other servers have prices of their own.
+    """
+    if given is not None:
+        return parse_price(given)
+    return known_price(model) if hosted and model else None

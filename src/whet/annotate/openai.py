@@ -1,0 +1,108 @@
+"""Any server that speaks OpenAI's chat completions: vLLM, Ollama, llama.cpp, OpenRouter, ..."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from whet.annotate.protocol import Failure, Reply, Request
+from whet.annotate.web import WebBackend, answer
+
+#: Where the provider itself is.
+OPENAI_URL = "https://api.openai.com/v1"
+#: Models that want ``max_completion_tokens`` think before they answer, and it counts the thinking.
+THINKING_TOKENS = 4096
+
+
+class OpenAIBackend(WebBackend):
+    """Chat completions of any OpenAI-compatible server.
+
+    The answer is constrained by a JSON schema and log-probabilities are asked for; what the server
+    says it does not know (``response_format``, ``logprobs``, ``temperature``, ``max_tokens``, the
+    system role) is left out from then on, and remembered in the cache.
+
+    Parameters
+    ----------
+    model, base_url, key_env, budget, cache, max_tokens, timeout
+        As for :class:`whet.annotate.web.WebBackend`.
+
+    Raises
+    ------
+    WhetError
+        If the key is missing or the address is none.
+
+    Examples
+    --------
+    >>> backend = OpenAIBackend("qwen3", base_url="http://localhost:8000/v1", key_env=None)
+    >>> backend.route["model"]
+    'qwen3'
+    """
+
+    name = "openai"
+    path = "/chat/completions"
+
+    def headers(self, key: str) -> dict[str, str]:
+        """Return the headers that carry the key."""
+        return {"Authorization": f"Bearer {key}"}
+
+    def longest(self, request: Request) -> int:
+        """Return the limit of an answer in tokens, thinking included."""
+        thinking = THINKING_TOKENS if "max_tokens" in self.unknown else 0
+        return self.max_tokens or request.max_tokens + thinking
+
+    def payload(self, request: Request) -> dict[str, Any]:
+        """Return the body of a request, without the words that the server does not know."""
+        messages = [{"role": role, "content": content} for role, content in request.messages]
+        if "system" in self.unknown and messages[0]["role"] == "system":
+            system = messages.pop(0)["content"]
+            messages[0] = {"role": "user", "content": f"{system}\n\n{messages[0]['content']}"}
+        body: dict[str, Any] = {"model": self.model, "messages": messages}
+        limit = "max_completion_tokens" if "max_tokens" in self.unknown else "max_tokens"
+        body[limit] = self.longest(request)
+        if "temperature" not in self.unknown:
+            body["temperature"] = request.temperature
+        if request.schema is not None:
+            if "response_format" not in self.unknown:
+                body["response_format"] = {
+                    "type": "json_schema",
+                    "json_schema": {"name": "answer", "strict": True, "schema": request.schema},
+                }
+            if "logprobs" not in self.unknown:
+                body["logprobs"] = True
+        return body
+
+    def usage(self, body: Mapping[str, Any]) -> tuple[int, int] | None:
+        """Return prompt and completion tokens as the server counts them."""
+        used = body.get("usage")
+        if not isinstance(used, dict):
+            return None
+        return int(used.get("prompt_tokens") or 0), int(used.get("completion_tokens") or 0)
+
+    def read(self, body: Mapping[str, Any]) -> Reply:
+        """Return the first choice; the thinking that servers put beside it is not read."""
+        choice = body["choices"][0]
+        reason, message = choice.get("finish_reason"), choice["message"]
+        if reason == "length":
+            return Failure("truncated", "the answer is longer than allowed: raise --max-tokens")
+        if reason == "content_filter":
+            return Failure("filtered", "by the server's content filter")
+        if message.get("refusal"):
+            return Failure("filtered", "the model refuses to answer")
+        text = message.get("content")
+        if not isinstance(text, str):
+            return Failure("rejected", "the reply holds no text")
+        return answer(text, self.usage(body), _tokens(choice.get("logprobs")))
+
+
+def _tokens(logprobs: Any) -> tuple[tuple[int, float], ...] | None:  # noqa: ANN401 - JSON
+    """Return byte length and log-probability of each token; None where the server gives none."""
+    content = logprobs.get("content") if isinstance(logprobs, dict) else None
+    if not content:
+        return None
+    return tuple(
+        (
+            len(token["bytes"]) if token.get("bytes") is not None else len(token["token"].encode()),
+            round(float(token["logprob"]), 6),
+        )
+        for token in content
+    )

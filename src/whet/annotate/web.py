@@ -1,0 +1,434 @@
+"""Asking a server over HTTP: what is tried again, what is not, and when to stop.
+
+aiohttp is used directly: the providers' own packages cost several times the processor time of a
+call (benchmarks/throughput.py), which matters with many calls in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from whet.annotate.budget import Budget
+from whet.annotate.cache import AnswerCache
+from whet.annotate.protocol import Answer, Failure, Reply, Request, Stop
+from whet.errors import WhetError
+from whet.extras import require
+
+if TYPE_CHECKING:
+    import aiohttp
+
+#: Statuses that may pass: timeout, conflict, rate limit, and the server's own errors.
+_PASSING = {408, 409, 429}
+#: Attempts of one call, seconds before the second one (doubled each time), and the longest wait.
+ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 6, 0.5, 60.0
+#: Waiting longer than this for a server that asks for it is left to the user.
+PATIENCE = 600.0
+#: Calls in a row that failed with all their attempts: then the server counts as dead.
+DEAD = 5
+#: Words of a request that servers may not know, in the order in which they are given up, and what
+#: a server says then. A text that is too long for the model is refused with max_tokens as well.
+OPTIONAL = {
+    "response_format": re.compile(r"response_format|json_schema"),
+    "tool_choice": re.compile(r"tool_choice"),
+    "logprobs": re.compile(r"logprobs"),
+    "temperature": re.compile(r"temperature"),
+    "max_tokens": re.compile(r"^(?!.*context).*max_completion_tokens"),
+    "system": re.compile(
+        r"system.{0,20}\brole|\brole.{0,20}system|system (?:message|prompt|instr)"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A reply that is no answer.
+
+    Attributes
+    ----------
+    status : int
+        HTTP status; 0 for none.
+    message : str
+        What the server said, in one line, without the key.
+    code : str
+        The server's name for it, or "".
+
+    Examples
+    --------
+    >>> Refused(404, "no such model").status
+    404
+    """
+
+    status: int
+    message: str
+    code: str = ""
+
+
+def api_key(variable: str | None, needed: bool) -> str:
+    """Return the key from the environment; it is kept nowhere else.
+
+    Raises
+    ------
+    WhetError
+        If it is needed and not there.
+    """
+    key = os.environ.get(variable, "").strip() if variable else ""
+    if needed and not key:
+        raise WhetError(
+            f"the environment has no {variable}: set it to your key (whet reads keys from nowhere "
+            "else)"
+        )
+    if not key.isprintable() or not key.isascii():
+        raise WhetError(f"the key in {variable} holds characters that no key has: set it again")
+    return key
+
+
+def check_url(url: str) -> str:
+    """Return a server's address without its last slash.
+
+    Raises
+    ------
+    WhetError
+        If it is no http address, or holds a password.
+    """
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - raises where the port is no number
+    except ValueError as error:
+        raise WhetError(f"--base-url is no address ({error}): write http://HOST:PORT/v1") from error
+    if parts.username or parts.password or parts.query:
+        raise WhetError(
+            "--base-url holds a user, a password or a query, which would end up in files: put the "
+            "key into the environment and name it with --key-env"
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise WhetError(f"--base-url {url!r} is no http address: write http://HOST:PORT/v1")
+    return url.rstrip("/")
+
+
+class WebBackend:
+    """A back end behind HTTP: what the providers' interfaces have in common.
+
+    Parameters
+    ----------
+    model : str
+        As the server names it.
+    base_url : str
+        Address up to and including the version, for example ``https://api.openai.com/v1``.
+    key_env : str or None
+        Environment variable that holds the key; None for a server without keys.
+    budget : Budget, optional
+    cache : AnswerCache, optional
+        Remembers which words of a request the server does not know.
+    max_tokens : int, optional
+        Longest answer, instead of the task's; thinking counts.
+    timeout : float
+        Seconds until a call without a whole reply is given up.
+
+    Examples
+    --------
+    >>> from whet.annotate.openai import OpenAIBackend
+    >>> OpenAIBackend("m", base_url="http://localhost:8000/v1/", key_env=None).base_url
+    'http://localhost:8000/v1'
+    """
+
+    name = ""
+    path = ""
+    at_once = 1
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str,
+        key_env: str | None,
+        budget: Budget | None = None,
+        cache: AnswerCache | None = None,
+        max_tokens: int | None = None,
+        timeout: float = 120.0,
+    ) -> None:
+        require("aiohttp", f"the back end {self.name!r}")
+        self.model = model
+        self.base_url = check_url(base_url)
+        self.key_env = key_env
+        self._key = api_key(key_env, needed=key_env is not None)
+        self.budget = budget or Budget()
+        self.max_tokens = max_tokens
+        self.timeout = timeout
+        self._cache = cache
+        self._fact = f"unknown words: {self.name} {self.base_url} {model}"
+        known = cache.fact(self._fact) if cache is not None else None
+        self.unknown: set[str] = set(json.loads(known)) if known else set()
+        self._session: aiohttp.ClientSession | None = None
+        self._first = asyncio.Lock()
+        self._met = False
+        self._failed_in_a_row = 0
+        #: Calls that were answered, and the seconds that they took together.
+        self.answered, self.seconds = 0, 0.0
+
+    # --- what a provider's interface adds -------------------------------------------------------
+
+    def headers(self, key: str) -> dict[str, str]:
+        """Return the headers that carry the key."""
+        raise NotImplementedError
+
+    def payload(self, request: Request) -> dict[str, Any]:
+        """Return the body of a request."""
+        raise NotImplementedError
+
+    def read(self, body: Mapping[str, Any]) -> Reply:
+        """Return the reply that a body holds; raise KeyError or TypeError where it has none."""
+        raise NotImplementedError
+
+    def usage(self, body: Mapping[str, Any]) -> tuple[int, int] | None:
+        """Return prompt and completion tokens as the server counts them."""
+        raise NotImplementedError
+
+    # --- the protocol ---------------------------------------------------------------------------
+
+    @property
+    def route(self) -> dict[str, Any]:
+        """What identifies the model and the way to it."""
+        return {
+            "backend": self.name,
+            "base_url": self.base_url,
+            "model": self.model,
+            "max_tokens": self.max_tokens,
+            "without": sorted(self.unknown),
+        }
+
+    def longest(self, request: Request) -> int:
+        """Return the limit of an answer in tokens."""
+        return self.max_tokens or request.max_tokens
+
+    async def complete(self, requests: Sequence[Request]) -> list[Reply]:
+        """Answer each request, in order."""
+        return list(await asyncio.gather(*(self._complete(request) for request in requests)))
+
+    async def _complete(self, request: Request) -> Reply:
+        if not self._met:
+            # The first call goes alone: it finds out what the server knows, and whether it lives.
+            async with self._first:
+                if not self._met:
+                    reply = await self._ask(request)
+                    self._met = True
+                    return reply
+        return await self._ask(request)
+
+    async def _ask(self, request: Request) -> Reply:
+        while True:
+            body = await self.send(
+                "POST", self.path, self.payload(request), self.bound(request), self.usage
+            )
+            if not isinstance(body, Refused):
+                self._failed_in_a_row = 0
+                try:
+                    return self.read(body)
+                except (KeyError, TypeError, IndexError, AttributeError, ValueError):
+                    return Failure("unreachable", "the reply is none of this interface")
+            word = self._unknown_word(body)
+            if word is None:
+                return self._failure(body)
+            self.unknown.add(word)
+            if self._cache is not None:
+                self._cache.remember(self._fact, json.dumps(sorted(self.unknown)))
+
+    def bound(self, request: Request) -> tuple[int, int]:
+        """Return the most tokens of a call: no token is shorter than a byte."""
+        # Roles and the schema take tokens too.
+        size = request.prompt_bytes + 16 * len(request.messages)
+        schema = len(json.dumps(request.schema)) if request.schema else 0
+        return size + schema, self.longest(request)
+
+    def _unknown_word(self, refused: Refused) -> str | None:
+        if refused.status not in (400, 404, 422, 500, 501) or refused.code == "content_filter":
+            return None
+        said = refused.message.casefold()
+        asked = (w for w, sign in OPTIONAL.items() if sign.search(said))
+        return next((word for word in asked if word not in self.unknown), None)
+
+    def _failure(self, refused: Refused) -> Failure:
+        status, said = refused.status, refused.message
+        where = f"{self.model!r} at {self.base_url}"
+        if status in (401, 403):
+            # What the server says here may hold the key, so it is not shown.
+            key = f"the key in {self.key_env}" if self.key_env else "--key-env, which names no key"
+            raise Stop(f"{self.base_url} turned the key down (status {status}): check {key}")
+        if status in (402, 404) or refused.code == "insufficient_quota":
+            raise Stop(f"{where} is not to be had (status {status}: {said}): mend this first")
+        if 300 <= status < 400:
+            raise Stop(f"{self.base_url} points elsewhere (status {status}): name that address")
+        if refused.code == "content_filter" or "content_filter" in said:
+            return Failure("filtered", said)
+        if 400 <= status < 500 and status not in _PASSING:
+            self._failed_in_a_row += 1
+            if self._failed_in_a_row >= 4 * DEAD:
+                raise Stop(f"{where} rejects the requests (status {status}: {said}): mend this")
+            return Failure("rejected", f"status {status}: {said}")
+        self._failed_in_a_row += 1
+        if not self._met or self._failed_in_a_row >= DEAD:
+            raise Stop(
+                f"{where} does not answer after {ATTEMPTS} attempts a call ({said}): "
+                "see that the server runs, then run the same command again"
+            )
+        return Failure("unreachable", said)
+
+    # --- HTTP -----------------------------------------------------------------------------------
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            import aiohttp
+
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),  # the caller bounds the calls in flight
+                timeout=aiohttp.ClientTimeout(total=self.timeout),
+                headers=self.headers(self._key) if self._key else None,
+                trust_env=True,  # for HTTPS_PROXY
+            )
+        return self._session
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        payload: Mapping[str, Any] | aiohttp.FormData | None,
+        bound: tuple[int, int] = (0, 0),
+        usage: Callable[[Mapping[str, Any]], tuple[int, int] | None] | None = None,
+        *,
+        lines: bool = False,
+    ) -> dict[str, Any] | Refused:
+        """Send a call, again where the trouble may pass, and book each attempt.
+
+        Parameters
+        ----------
+        method, path : str
+        payload : dict, aiohttp.FormData or None
+            A dict goes as JSON.
+        bound : (int, int)
+            Most prompt and completion tokens.
+        usage : callable, optional
+            Reads the tokens from a body; without it the call is free and counts towards no limit.
+        lines : bool
+            The reply is JSON lines: returned as ``{"lines": [...]}``.
+        """
+        refused = Refused(0, "it was never asked")
+        for attempt in range(ATTEMPTS):
+            if usage is not None:
+                await self.budget.admit(*bound)
+            began = time.perf_counter()
+            body, refused, wait = await self._attempt(method, path, payload, lines=lines)
+            if body is not None:
+                if usage is not None:
+                    await self.budget.settle(bound, usage(body))
+                    self.answered += 1
+                    self.seconds += time.perf_counter() - began
+                return body
+            if usage is not None:
+                await self.budget.settle(bound, None, free=refused.status >= 300)
+            passing = refused.status < 300 or refused.status in _PASSING or refused.status >= 500
+            if not passing or refused.code == "insufficient_quota" or refused.status == 501:
+                return refused
+            if wait is not None and wait > PATIENCE:
+                return Refused(refused.status, f"{refused.message}; it asks to wait {wait:.0f} s")
+            if attempt < ATTEMPTS - 1:
+                if wait is None:
+                    wait = min(FIRST_WAIT * 2**attempt, LONGEST_WAIT)
+                    wait *= random.uniform(0.5, 1.5)  # noqa: S311 - so that calls do not march
+                await asyncio.sleep(wait)
+        return refused
+
+    async def _attempt(
+        self,
+        method: str,
+        path: str,
+        payload: Mapping[str, Any] | aiohttp.FormData | None,
+        *,
+        lines: bool,
+    ) -> tuple[dict[str, Any] | None, Refused, float | None]:
+        """Return the body of a good reply; else what was wrong, and the wait asked for."""
+        import aiohttp
+
+        try:
+            async with self._open().request(
+                method,
+                self.base_url + path,
+                data=payload if isinstance(payload, aiohttp.FormData) else None,
+                json=None if isinstance(payload, aiohttp.FormData) else payload,
+                allow_redirects=False,
+            ) as response:
+                content = await response.read()
+                status, headers = response.status, response.headers
+        except TimeoutError:
+            return None, Refused(0, f"no whole reply within {self.timeout:g} s"), None
+        except (aiohttp.ClientError, OSError) as error:
+            return None, Refused(0, self._shown(f"{type(error).__name__}: {error}")), None
+        try:
+            if lines and status < 300:
+                body = {"lines": [json.loads(line) for line in content.splitlines() if line]}
+            else:
+                body = json.loads(content)
+        except (ValueError, RecursionError):
+            body = None
+        if 200 <= status < 300:
+            if isinstance(body, dict):
+                return body, Refused(status, ""), None
+            return None, Refused(0, "the reply is no whole JSON"), None
+        return None, self._refused(status, body, content), _asked_wait(headers)
+
+    def _refused(self, status: int, body: object, content: bytes) -> Refused:
+        said: Any = body.get("error", body.get("detail", body)) if isinstance(body, dict) else None
+        message, code = said, ""
+        if isinstance(said, dict):
+            message = said.get("message", said)
+            parameter = said.get("param")
+            code = str(said.get("code") or said.get("type") or "")
+            if isinstance(parameter, str) and parameter not in str(message):
+                message = f"{message} (parameter {parameter})"
+        text = str(message) if said is not None else content.decode("utf-8", "replace")
+        return Refused(status, self._shown(text), code)
+
+    def _shown(self, text: str) -> str:
+        """Return what a server said in one short line, without the key."""
+        if self._key:
+            text = text.replace(self._key, "***")
+        return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:300]
+
+    async def close(self) -> None:
+        """Give the connections back."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+
+def _asked_wait(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds of a Retry-After header: a number, or a date."""
+    asked = headers.get("Retry-After")
+    if not asked:
+        return None
+    try:
+        return max(0.0, float(asked))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None
+
+
+def answer(
+    text: str,
+    used: tuple[int, int] | None,
+    tokens: tuple[tuple[int, float], ...] | None = None,
+) -> Answer:
+    """Return an answer with the tokens that the server counted."""
+    prompt, completion = used or (0, 0)
+    return Answer(text, prompt, completion, tokens)
