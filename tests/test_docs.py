@@ -90,7 +90,7 @@ def help_of(*verb):
 
 @functools.cache
 def verbs():
-    return re.findall(r"^│ (\w+) ", help_of(), re.MULTILINE)
+    return re.findall(r"^│ (\w[\w-]*) ", help_of(), re.MULTILINE)
 
 
 def flags_of(*verb):

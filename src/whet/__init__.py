@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from whet.annotate.annotator import Annotation, Annotator
+    from whet.annotate.task import Task, load_task
     from whet.classify.classifier import UUClassifier
     from whet.classify.refiner import LabelRefiner
     from whet.corpus import Corpus, read_corpus
@@ -17,21 +19,29 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Annotation": "whet.annotate.annotator",
+    "Annotator": "whet.annotate.annotator",
     "Corpus": "whet.corpus",
     "LabelRefiner": "whet.classify.refiner",
+    "Task": "whet.annotate.task",
     "UUClassifier": "whet.classify.classifier",
     "WhetError": "whet.errors",
     "WhetWarning": "whet.errors",
+    "load_task": "whet.annotate.task",
     "read_corpus": "whet.corpus",
 }
 
 __all__ = [
+    "Annotation",
+    "Annotator",
     "Corpus",
     "LabelRefiner",
+    "Task",
     "UUClassifier",
     "WhetError",
     "WhetWarning",
     "__version__",
+    "load_task",
     "read_corpus",
 ]
 

@@ -148,16 +148,21 @@ class _Batches:
         form.add_field("file", content, filename=f"{mark}.jsonl", content_type="application/jsonl")
         uploaded = await self._call("POST", "/files", form)
         self.cache.remember(name, "")
-        made = await self._call(
-            "POST",
-            "/batches",
-            {
-                "input_file_id": uploaded["id"],
-                "endpoint": "/v1/chat/completions",
-                "completion_window": "24h",
-                "metadata": {"whet": mark},
-            },
-        )
+        body = {
+            "input_file_id": uploaded["id"],
+            "endpoint": "/v1/chat/completions",
+            "completion_window": "24h",
+            "metadata": {"whet": mark},
+        }
+        # Sent once: a second attempt could make, and charge, the batch twice.
+        made = await self.backend.send("POST", "/batches", body, attempts=1)
+        if isinstance(made, Refused):
+            unsure = made.status < 300 or made.status >= 500
+            identity = await self._find(mark) if unsure else None
+            if identity is None:
+                self.cache.remember(name, None)
+                raise self._refused(made)
+            made = {"id": identity}
         self.cache.remember(name, made["id"])
 
     async def finish_known(self) -> None:
@@ -237,13 +242,16 @@ class _Batches:
     ) -> dict[str, Any]:
         body = await self.backend.send(method, path, payload, lines=lines)
         if isinstance(body, Refused):
-            if body.status in (401, 403):
-                raise Stop(
-                    f"{self.backend.base_url} turned the key down (status {body.status}): check "
-                    f"the key in {self.backend.key_env}"
-                )
-            raise Stop(
-                f"the batch interface at {self.backend.base_url} does not take the call (status "
-                f"{body.status}: {body.message}): run again, or without --batch"
-            )
+            raise self._refused(body)
         return body
+
+    def _refused(self, refused: Refused) -> Stop:
+        if refused.status in (401, 403):
+            return Stop(
+                f"{self.backend.base_url} turned the key down (status {refused.status}): check the "
+                f"key in {self.backend.key_env}"
+            )
+        return Stop(
+            f"the batch interface at {self.backend.base_url} does not take the call (status "
+            f"{refused.status}: {refused.message}): run again, or without --batch"
+        )

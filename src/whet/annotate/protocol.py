@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
 #: Why there is no answer. ``filtered``: by the server's content filter; ``rejected``: the server
@@ -101,7 +101,7 @@ class Answer:
 
     def to_json(self) -> str:
         """Return the answer as one line of JSON; fields that are None are left out."""
-        kept = {name: value for name, value in asdict(self).items() if value is not None}
+        kept = {name: value for name, value in vars(self).items() if value is not None}
         return json.dumps(kept, ensure_ascii=False)
 
     @classmethod

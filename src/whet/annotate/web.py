@@ -305,6 +305,7 @@ class WebBackend:
         usage: Callable[[Mapping[str, Any]], tuple[int, int] | None] | None = None,
         *,
         lines: bool = False,
+        attempts: int | None = None,
     ) -> dict[str, Any] | Refused:
         """Send a call, again where the trouble may pass, and book each attempt.
 
@@ -319,9 +320,12 @@ class WebBackend:
             Reads the tokens from a body; without it the call is free and counts towards no limit.
         lines : bool
             The reply is JSON lines: returned as ``{"lines": [...]}``.
+        attempts : int, optional
+            Default: six.
         """
         refused = Refused(0, "it was never asked")
-        for attempt in range(ATTEMPTS):
+        attempts = ATTEMPTS if attempts is None else attempts
+        for attempt in range(attempts):
             if usage is not None:
                 await self.budget.admit(*bound)
             began = time.perf_counter()
@@ -339,7 +343,7 @@ class WebBackend:
                 return refused
             if wait is not None and wait > PATIENCE:
                 return Refused(refused.status, f"{refused.message}; it asks to wait {wait:.0f} s")
-            if attempt < ATTEMPTS - 1:
+            if attempt < attempts - 1:
                 if wait is None:
                     wait = min(FIRST_WAIT * 2**attempt, LONGEST_WAIT)
                     wait *= random.uniform(0.5, 1.5)  # noqa: S311 - so that calls do not march
