@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,7 +15,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from whet.errors import WhetError
-from whet.store import write_atomic
+from whet.store import sha256_of, sweep, write_atomic
 from whet.tables import check_output, read_table
 
 #: Rows held at a time.
@@ -81,7 +82,10 @@ class RowStream:
         if self._kind == "table":
             yield from self._table.to_batches(max_chunksize=BATCH)
         elif self._kind == "parquet":
-            yield from self._parquet().iter_batches(BATCH)
+            try:
+                yield from self._parquet().iter_batches(BATCH)
+            except (pa.ArrowException, OSError) as error:
+                raise self._damaged(error) from error
         elif self._kind == "csv":
             for rows in self._csv_rows():
                 columns = list(zip(*rows, strict=True))
@@ -123,8 +127,24 @@ class RowStream:
         try:
             return pq.ParquetFile(self._path)
         except (pa.ArrowException, OSError) as error:
-            reason = (str(error).splitlines() or ["it is damaged"])[0].rstrip(".")
-            raise WhetError(f"{self.name} cannot be read ({reason}): write it again") from error
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> WhetError:
+        reason = (str(error).splitlines() or ["it is damaged"])[0].rstrip(". ")
+        return WhetError(f"{self.name} cannot be read ({reason}): write it again")
+
+    def _not_utf8(self) -> WhetError:
+        """Name the first line that is not UTF-8."""
+        assert self._path is not None  # noqa: S101
+        number = 1
+        with self._path.open("rb") as file, contextlib.suppress(UnicodeDecodeError):
+            for line in file:
+                line.decode()
+                number += 1
+        return WhetError(
+            f"{self.name} is not UTF-8 (line {number}): save it as UTF-8, for example with iconv "
+            "-f latin1 -t utf-8"
+        )
 
     def _csv_rows(self) -> Iterator[list[list[str]]]:
         """Yield lists of rows; the first call sets the schema from the header."""
@@ -156,10 +176,7 @@ class RowStream:
                 if rows:
                     yield rows
         except UnicodeDecodeError as error:
-            raise WhetError(
-                f"{self.name} is not UTF-8 ({error.reason}): save it as UTF-8, for example with "
-                "iconv -f latin1 -t utf-8"
-            ) from error
+            raise self._not_utf8() from error
         except csv.Error as error:
             raise WhetError(
                 f"line {reader.line_num} of {self.name} cannot be read ({error}): mend it"
@@ -190,15 +207,42 @@ class RowStream:
                         yield rows
                         rows = []
         except UnicodeDecodeError as error:
-            raise WhetError(
-                f"{self.name} is not UTF-8 ({error.reason}): save it as UTF-8, for example with "
-                "iconv -f latin1 -t utf-8"
-            ) from error
+            raise self._not_utf8() from error
         if rows:
             yield rows
 
 
-def write_stream(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+def _csv_schema(schema: pa.Schema, path: Path) -> pa.Schema:
+    """Return the schema that CSV can hold: views become plain strings, bytes are refused."""
+    for i, column in enumerate(schema):
+        if pa.types.is_string_view(column.type) or pa.types.is_dictionary(column.type):
+            schema = schema.set(i, pa.field(column.name, pa.string()))
+        elif pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+            raise WhetError(
+                f"the column {column.name!r} holds {column.type}, which {path.name} cannot: write "
+                ".jsonl or .parquet"
+            )
+    return schema
+
+
+def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
+    """Gather batches: a Parquet file of small row groups is slow to read."""
+    group: list[pa.RecordBatch] = []
+    for batch in batches:
+        group.append(batch)
+        if sum(part.num_rows for part in group) >= 8 * BATCH:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def write_stream(
+    path: Path,
+    schema: pa.Schema,
+    batches: Iterable[pa.RecordBatch],
+    finish: Callable[[str], None] = lambda digest: None,
+) -> None:
     """Write batches as they come, atomically, in the format of the file's suffix.
 
     Parameters
@@ -208,6 +252,8 @@ def write_stream(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch
     schema : pyarrow.Schema
         Of every batch.
     batches : iterable of pyarrow.RecordBatch
+    finish : callable
+        Given the SHA-256 of the file when all is written, before it gets its name.
 
     Raises
     ------
@@ -221,16 +267,24 @@ def write_stream(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch
         if suffix in (".jsonl", ".ndjson"):
             for batch in batches:
                 for row in batch.to_pylist():
-                    file.write(json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n")
+                    plain = {k: None if v != v else v for k, v in row.items()}
+                    file.write(json.dumps(plain, ensure_ascii=False, default=str).encode() + b"\n")
             return
-        writer: Any
         if suffix == ".parquet":
-            writer = pq.ParquetWriter(file, schema, compression="zstd")
-        else:
-            options = pa_csv.WriteOptions(delimiter="\t" if suffix == ".tsv" else ",")
-            writer = pa_csv.CSVWriter(file, schema, write_options=options)
-        with writer:
+            with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+                for group in _groups(batches):
+                    writer.write_table(pa.Table.from_batches(group, schema))
+            return
+        options = pa_csv.WriteOptions(delimiter="\t" if suffix == ".tsv" else ",")
+        plain = _csv_schema(schema, path)
+        with pa_csv.CSVWriter(file, plain, write_options=options) as writer:
             for batch in batches:
-                writer.write_batch(batch)
+                writer.write_batch(batch.cast(plain))
 
-    write_atomic(path, write)
+    def write_and_finish(file: BinaryIO) -> None:
+        write(file)
+        file.flush()
+        finish(sha256_of(Path(file.name)))
+
+    sweep(path)
+    write_atomic(path, write_and_finish)

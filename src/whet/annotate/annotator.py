@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,21 +36,22 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(work)
-    result: list[T] = []
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            result.append(asyncio.run(work))
-        except BaseException as error:  # handed to the caller below
-            failed.append(error)
-
-    thread = threading.Thread(target=run)
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(work)
+    thread = threading.Thread(target=_run_until_over, args=(loop, task))
     thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
-    return result[0]
+    try:
+        thread.join()
+    except BaseException:  # Ctrl-C in a notebook's cell
+        loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+        raise
+    return task.result()
+
+
+def _run_until_over(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
+    with contextlib.suppress(BaseException), contextlib.closing(loop):  # the task holds its error
+        loop.run_until_complete(task)
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,9 @@ def read_rows(
     order = random.permutation(sorted(chosen)).tolist()
     found = {row: t for row, t in enumerate(rows.texts()) if row in chosen}
     examples = tuple(Example(found[row], chosen[row]) for row in order)
-    shown = replace(task, examples=task.examples + examples)
-    return replace(rows, task=shown, shown=frozenset(chosen))
+    texts = set(found.values())  # a copy of an example would find its answer in the prompt
+    shown = frozenset(row for row, text in enumerate(rows.texts()) if text in texts)
+    return replace(rows, task=replace(task, examples=task.examples + examples), shown=shown)
 
 
 def _rows_by_class(rows: Rows) -> dict[str, list[int]]:
@@ -425,6 +428,7 @@ def write_rows(
     stream: RowStream,
     added: Sequence[pa.Field],
     values: Iterator[Mapping[str, Any]],
+    finish: Callable[[str], None] = lambda digest: None,
 ) -> None:
     """Write all input columns and the added ones, a batch at a time.
 
@@ -435,6 +439,8 @@ def write_rows(
     added : sequence of pyarrow.Field
     values : iterator of dict
         The added columns of each row, in order.
+    finish : callable
+        Given the SHA-256 of the file when all is written, before it gets its name.
     """
     schema = extended(stream, added)
 
@@ -444,4 +450,4 @@ def write_rows(
             columns = [pa.array([row.get(f.name) for row in rows], f.type) for f in added]
             yield pa.record_batch([*batch.columns, *columns], schema=schema)
 
-    write_stream(out, schema, batches())
+    write_stream(out, schema, batches(), finish)

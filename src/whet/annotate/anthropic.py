@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from whet.annotate.protocol import Failure, Reply, Request
-from whet.annotate.web import WebBackend, answer
+from whet.annotate.web import WebBackend, answer, usage_of
 
 #: Where the provider itself is.
 ANTHROPIC_URL = "https://api.anthropic.com/v1"
@@ -27,7 +28,8 @@ class AnthropicBackend(WebBackend):
     Examples
     --------
     >>> backend = AnthropicBackend("m", base_url="http://localhost:1/v1", key_env=None)
-    >>> backend.payload(Request((("system", "s"), ("user", "u")), max_tokens=5))["system"]
+    >>> request = Request((("system", "s"), ("user", "u")), max_tokens=5)
+    >>> backend.payload(request, frozenset())["system"]
     's'
     """
 
@@ -36,13 +38,13 @@ class AnthropicBackend(WebBackend):
 
     def headers(self, key: str) -> dict[str, str]:
         """Return the headers that carry the key."""
-        return {"x-api-key": key, "anthropic-version": _VERSION}
+        return {"anthropic-version": _VERSION} | ({"x-api-key": key} if key else {})
 
-    def payload(self, request: Request) -> dict[str, Any]:
+    def payload(self, request: Request, unknown: AbstractSet[str]) -> dict[str, Any]:
         """Return the body of a request."""
         body: dict[str, Any] = {
             "model": self.model,
-            "max_tokens": self.longest(request),
+            "max_tokens": self.longest(request, unknown),
             "messages": [
                 {"role": role, "content": content}
                 for role, content in request.messages
@@ -52,9 +54,9 @@ class AnthropicBackend(WebBackend):
         system = "\n\n".join(content for role, content in request.messages if role == "system")
         if system:
             body["system"] = system
-        if "temperature" not in self.unknown:
+        if "temperature" not in unknown:
             body["temperature"] = request.temperature
-        if request.schema is not None and "tool_choice" not in self.unknown:
+        if request.schema is not None and "tool_choice" not in unknown:
             body["tools"] = [
                 {
                     "name": "answer",
@@ -70,16 +72,14 @@ class AnthropicBackend(WebBackend):
         used = body.get("usage")
         if not isinstance(used, dict):
             return None
-        prompt = sum(
-            int(used.get(name) or 0)
-            for name in ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
-        )
-        return prompt, int(used.get("output_tokens") or 0)
+        prompt = [used.get("input_tokens")]
+        prompt += [used.get(f"cache_{kind}_input_tokens") or 0 for kind in ("creation", "read")]
+        return usage_of(*prompt, used.get("output_tokens"))
 
     def read(self, body: Mapping[str, Any]) -> Reply:
         """Return the tool's input or the text; thinking blocks are not read."""
         reason = body.get("stop_reason")
-        if reason == "max_tokens":
+        if reason in ("max_tokens", "model_context_window_exceeded"):
             return Failure("truncated", "the answer is longer than allowed: raise --max-tokens")
         if reason == "refusal":
             return Failure("filtered", "the model refuses to answer")

@@ -106,7 +106,7 @@ class _Batches:
 
     def reply(self, key: str) -> Reply | None:
         """Return what is known of a request: an answer, or that it failed in this run."""
-        return self.cache.reply(key) if key in self._failed else self.cache.get(key)
+        return self.cache.reply(key) if key in self._failed else self.cache.settled(key)
 
     async def submit(self, asked: Iterator[tuple[str, Request]]) -> tuple[Stop | None, int]:
         """Send as many requests as one batch takes; return why it is not more, and how many."""
@@ -128,7 +128,7 @@ class _Batches:
                     "custom_id": key,
                     "method": "POST",
                     "url": "/v1/chat/completions",
-                    "body": self.backend.payload(request),
+                    "body": self.backend.payload(request, self.backend.unknown),
                 }
                 file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
                 if len(seen) >= MOST_REQUESTS or file.tell() >= MOST_BYTES:

@@ -66,8 +66,16 @@ class Budget:
     ) -> None:
         self.price, self.max_cost, self.max_calls = price, max_cost, max_calls
         self.spent = Spent()
-        self._reserved = 0.0
-        self._settled = asyncio.Condition()
+        self._reserved, self._in_flight = 0.0, 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._condition = asyncio.Condition()
+
+    @property
+    def _settled(self) -> asyncio.Condition:
+        """The condition of the running loop: a budget may serve one run after another."""
+        if self._loop is not asyncio.get_running_loop():
+            self._loop, self._condition = asyncio.get_running_loop(), asyncio.Condition()
+        return self._condition
 
     def bound(self, prompt_tokens: int, completion_tokens: int, share: float = 1.0) -> float:
         """Return what a call of these tokens costs, in US dollars, at a share of the price."""
@@ -100,7 +108,7 @@ class Budget:
         if self.max_cost is not None:
             async with self._settled:
                 while self.spent.cost + self._reserved + most > self.max_cost:
-                    if not wait or self._reserved <= 1e-12:
+                    if not wait or not self._in_flight:
                         raise Stop(
                             f"--max-cost {self.max_cost:g} would be passed by the next call "
                             f"(spent ${self.spent.cost:.4f}, the call may cost ${most:.4f}): "
@@ -114,6 +122,7 @@ class Budget:
                             fatal=False,
                         )
         self._reserved += most
+        self._in_flight += 1
         self.spent.calls += 1
 
     async def settle(
@@ -138,9 +147,11 @@ class Budget:
         share : float
             As admitted.
         """
-        self._reserved = max(0.0, self._reserved - self.bound(*bound, share))
+        self._in_flight -= 1
+        # With no call in flight nothing is reserved, whatever rounding has left.
+        self._reserved = self._reserved - self.bound(*bound, share) if self._in_flight else 0.0
         if not free:
-            used = bound if usage is None else usage
+            used = bound if usage is None else (max(0, usage[0]), max(0, usage[1]))
             self.spent.prompt_tokens += used[0]
             self.spent.completion_tokens += used[1]
             self.spent.cost += self.bound(*used, share)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from whet.annotate.anthropic import ANTHROPIC_URL, AnthropicBackend
 from whet.annotate.budget import Budget
 from whet.annotate.cache import AnswerCache
 from whet.annotate.openai import OPENAI_URL, OpenAIBackend
 from whet.annotate.prices import Price, known_price, parse_price
 from whet.annotate.protocol import Backend
+from whet.annotate.task import Task
 from whet.annotate.web import WebBackend
 from whet.errors import WhetError, did_you_mean
 
@@ -29,7 +28,8 @@ def connect(
     cache: AnswerCache | None = None,
     max_tokens: int | None = None,
     timeout: float = 120.0,
-    classes: Sequence[str] = (),
+    ask: bool = True,
+    task: Task | None = None,
     text: str = "text",
 ) -> Backend:
     """Return the back end that a name stands for.
@@ -47,8 +47,10 @@ def connect(
         provider's own address, so that no other server is sent its key.
     budget, cache, max_tokens, timeout
         As for :class:`whet.annotate.web.WebBackend`.
-    classes, text
-        As for :class:`whet.annotate.replay.ReplayBackend`.
+    ask : bool
+        False for a plan: then no key is needed.
+    task, text
+        For a replay, as for :class:`whet.annotate.replay.ReplayBackend`.
 
     Raises
     ------
@@ -63,7 +65,9 @@ def connect(
     if name.startswith("replay:"):
         from whet.annotate.replay import ReplayBackend
 
-        return ReplayBackend(name.removeprefix("replay:"), classes, text)
+        if task is None:
+            raise WhetError(f"--backend {name} needs the task that its labels belong to: name it")
+        return ReplayBackend(name.removeprefix("replay:"), task, text)
     if name not in (*_HOSTED, "local"):
         known = [*_HOSTED, "local", "replay:FILE#COLUMN"]
         raise WhetError(f"--backend {name!r} is not known{did_you_mean(name, known)}: correct it")
@@ -81,7 +85,7 @@ def connect(
     return kind(
         model,
         base_url=base_url or own,
-        key_env=key_env or (variable if is_hosted(name, base_url) else None),
+        key_env=(key_env or (variable if is_hosted(name, base_url) else None)) if ask else None,
         budget=budget,
         cache=cache,
         max_tokens=max_tokens,

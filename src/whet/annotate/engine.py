@@ -130,9 +130,9 @@ class Engine:
             if key in self._in_flight:
                 waiting[key] = self._in_flight[key]
                 continue
-            answer = self.cache.get(key)
-            if answer is not None:
-                known[key] = answer
+            reply = self.cache.settled(key)
+            if reply is not None:
+                known[key] = reply
             else:
                 missing[key] = request
         if missing:
@@ -176,10 +176,11 @@ class Engine:
     async def _kept(self, requests: list[Request]) -> list[Reply]:
         replies = await self.backend.complete(requests)
         self.asked += len(requests)
-        route = self.backend.route  # what the server knows may have been learnt just now
-        for request, reply in zip(requests, replies, strict=True):
+        route = self.backend.route
+        return [
             self.cache.keep(request.key(route), route, reply, request.prompt_bytes)
-        return replies
+            for request, reply in zip(requests, replies, strict=True)
+        ]
 
 
 def recall(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from whet.annotate.protocol import Failure, Reply, Request
-from whet.annotate.web import WebBackend, answer
+from whet.annotate.web import WebBackend, answer, usage_of
 
 #: Where the provider itself is.
 OPENAI_URL = "https://api.openai.com/v1"
@@ -43,31 +45,31 @@ class OpenAIBackend(WebBackend):
 
     def headers(self, key: str) -> dict[str, str]:
         """Return the headers that carry the key."""
-        return {"Authorization": f"Bearer {key}"}
+        return {"Authorization": f"Bearer {key}"} if key else {}
 
-    def longest(self, request: Request) -> int:
+    def longest(self, request: Request, unknown: AbstractSet[str]) -> int:
         """Return the limit of an answer in tokens, thinking included."""
-        thinking = THINKING_TOKENS if "max_tokens" in self.unknown else 0
+        thinking = THINKING_TOKENS if "max_tokens" in unknown else 0
         return self.max_tokens or request.max_tokens + thinking
 
-    def payload(self, request: Request) -> dict[str, Any]:
+    def payload(self, request: Request, unknown: AbstractSet[str]) -> dict[str, Any]:
         """Return the body of a request, without the words that the server does not know."""
         messages = [{"role": role, "content": content} for role, content in request.messages]
-        if "system" in self.unknown and messages[0]["role"] == "system":
+        if "system" in unknown and messages[0]["role"] == "system":
             system = messages.pop(0)["content"]
             messages[0] = {"role": "user", "content": f"{system}\n\n{messages[0]['content']}"}
         body: dict[str, Any] = {"model": self.model, "messages": messages}
-        limit = "max_completion_tokens" if "max_tokens" in self.unknown else "max_tokens"
-        body[limit] = self.longest(request)
-        if "temperature" not in self.unknown:
+        limit = "max_completion_tokens" if "max_tokens" in unknown else "max_tokens"
+        body[limit] = self.longest(request, unknown)
+        if "temperature" not in unknown:
             body["temperature"] = request.temperature
         if request.schema is not None:
-            if "response_format" not in self.unknown:
+            if "response_format" not in unknown:
                 body["response_format"] = {
                     "type": "json_schema",
                     "json_schema": {"name": "answer", "strict": True, "schema": request.schema},
                 }
-            if "logprobs" not in self.unknown:
+            if "logprobs" not in unknown:
                 body["logprobs"] = True
         return body
 
@@ -76,7 +78,7 @@ class OpenAIBackend(WebBackend):
         used = body.get("usage")
         if not isinstance(used, dict):
             return None
-        return int(used.get("prompt_tokens") or 0), int(used.get("completion_tokens") or 0)
+        return usage_of(used.get("prompt_tokens"), used.get("completion_tokens"))
 
     def read(self, body: Mapping[str, Any]) -> Reply:
         """Return the first choice; the thinking that servers put beside it is not read."""
@@ -91,18 +93,29 @@ class OpenAIBackend(WebBackend):
         text = message.get("content")
         if not isinstance(text, str):
             return Failure("rejected", "the reply holds no text")
-        return answer(text, self.usage(body), _tokens(choice.get("logprobs")))
+        return answer(text, self.usage(body), _tokens(choice.get("logprobs"), text))
 
 
-def _tokens(logprobs: Any) -> tuple[tuple[int, float], ...] | None:  # noqa: ANN401 - JSON
-    """Return byte length and log-probability of each token; None where the server gives none."""
+def _tokens(
+    logprobs: Any,  # noqa: ANN401 - JSON
+    text: str,
+) -> tuple[tuple[int, float], ...] | None:
+    """Return byte length and log-probability of each token of the text.
+
+    None where the server gives none, or those of another text, such as the model's thinking.
+    """
     content = logprobs.get("content") if isinstance(logprobs, dict) else None
-    if not content:
+    try:
+        pieces = [
+            bytes(t["bytes"]) if t.get("bytes") is not None else t["token"].encode()
+            for t in content or []
+        ]
+        chances = [round(float(t["logprob"]), 6) for t in content or []]
+    except (KeyError, TypeError, ValueError, AttributeError):
         return None
-    return tuple(
-        (
-            len(token["bytes"]) if token.get("bytes") is not None else len(token["token"].encode()),
-            round(float(token["logprob"]), 6),
-        )
-        for token in content
-    )
+    if not pieces or not b"".join(pieces).startswith(text.encode("utf-8", "replace")):
+        return None
+    # Rounding may lift a certain token above 0 by a hair.
+    if not all(math.isfinite(p) and p < 1e-3 for p in chances):
+        return None
+    return tuple((len(piece), p) for piece, p in zip(pieces, chances, strict=True))

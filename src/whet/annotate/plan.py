@@ -70,14 +70,19 @@ def make_plan(
     engine = annotator.engine
     route = engine.backend.route
     requests = known = size = messages = answer_bytes = done = 0
+    seen: set[int] = set()
     for talk in _talks(annotator, rows):
         try:
             first = next(talk)
         except StopIteration:
             first = []
         for request in first:
+            key = request.key(route)
+            if int(key[:16], 16) in seen:  # rows with the same text share an answer
+                continue
+            seen.add(int(key[:16], 16))
             requests += 1
-            if engine.cache.get(request.key(route)) is not None:
+            if engine.cache.settled(key) is not None:
                 known += 1
                 continue
             size += request.prompt_bytes

@@ -8,10 +8,11 @@ answer's check: it is a class, or there is no label.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import re
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,17 +24,21 @@ LABEL_TOKENS, EXPLAIN_TOKENS = 64, 512
 
 #: Starts of marks that a text may not hold: ours, and those of roles in common chat templates.
 _MARKS = re.compile(
-    r"<(?=\s*/?\s*(?:text|s|bos|eos|start_of_turn|end_of_turn|think)\b)|<(?=\|)|(?<=\|)>"
-    r"|<(?=｜)|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS)\])",
+    r"<(?=\s*+/?\s*+(?:text|s|bos|eos|bos_token|eos_token|sop|eop|pad|unk|think|tool_call"
+    r"|tool_response|start_of_turn|end_of_turn|extra_id_\d+)\b)|<(?=</?SYS>>)|<(?=\|)|(?<=\|)>|<(?=｜)"
+    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|THINK|gMASK)\])",
     re.IGNORECASE,
 )
-_THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?</\1>", re.DOTALL | re.IGNORECASE)
-_OPEN_THOUGHT = re.compile(r"<(think|thinking|reasoning)>", re.IGNORECASE)
-_CLOSE_THOUGHT = re.compile(r"</(?:think|thinking|reasoning)>", re.IGNORECASE)
+_THOUGHT = re.compile(r"<(/?)(think|thinking|reasoning)>", re.IGNORECASE)
 #: A whole answer, or its last line, that says a label in words.
 _SAID = re.compile(
-    r"^\W*(?:the\s+)?(?:label|answer|class)\s*(?:is)?\s*[:=]?\s*(.+)$", re.IGNORECASE
+    r"[\s*#_>-]*(?:the\s+)?(?:label|answer|class)\s*(?:is)?\s*[:=]?\s*(.+)", re.IGNORECASE
 )
+#: The start of a label's value in JSON; the last one counts.
+_VALUE = re.compile(r'"label"\s*:\s*"')
+_START = re.compile(r"[{\[]")
+#: Starts of JSON that are tried before an answer counts as noise.
+_TRIES = 100
 
 
 @dataclass(frozen=True)
@@ -144,7 +149,7 @@ def again(request: Request, task: Task, said: str) -> Request:
     return Request(
         (
             *request.messages,
-            ("assistant", said),
+            ("assistant", escape(said)),
             ("user", f"This names none of the classes. {_form(task)}"),
         ),
         max_tokens=request.max_tokens,
@@ -166,23 +171,49 @@ def without_thinking(text: str) -> str | None:
     >>> without_thinking("<think>spam? no</think> ham")
     'ham'
     """
-    text = _THOUGHT.sub("", text)
-    if _OPEN_THOUGHT.search(text):
-        return None
-    closed = list(_CLOSE_THOUGHT.finditer(text))  # the template may have opened it
-    return (text[closed[-1].end() :] if closed else text).strip()
+    kept, start, begun = "", 0, ""
+    for mark in _THOUGHT.finditer(text):
+        closes, name = bool(mark[1]), mark[2].casefold()
+        if not closes and not begun:
+            kept, begun = kept + text[start : mark.start()], name
+        elif closes and begun in ("", name):
+            kept = kept if begun else ""  # the prompt's template may have begun it
+            start, begun = mark.end(), ""
+    return None if begun else (kept + text[start:]).strip()
 
 
-def _objects(text: str) -> Iterator[Any]:
-    """Yield the JSON values in a text, outermost only."""
-    decoder, position = json.JSONDecoder(), 0
-    while (match := re.compile(r"[{\[]").search(text, position)) is not None:
+def _one_label(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object; two different labels in one are none."""
+    labels = [value for name, value in pairs if name == "label"]
+    made = dict(pairs)
+    if any(label != labels[0] for label in labels):
+        made["label"] = None
+    return made
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_one_label)
+
+
+def _objects(text: str) -> list[Any]:
+    """Return the JSON values in a text, outermost only; none where an object is broken.
+
+    What stands inside a broken object may be a quotation.
+    """
+    found: list[Any] = []
+    position = 0
+    for _ in range(_TRIES):
+        match = _START.search(text, position)
+        if match is None:
+            return found
         try:
-            value, position = decoder.raw_decode(text, match.start())
+            value, position = _DECODER.raw_decode(text, match.start())
         except (ValueError, RecursionError):
+            if match[0] == "{":
+                return []
             position = match.start() + 1
             continue
-        yield value
+        found.append(value)
+    return []
 
 
 def _named(value: object, classes: Sequence[str]) -> str | None:
@@ -208,17 +239,23 @@ def parse_label(text: str, classes: Sequence[str]) -> Said | None:
     >>> parse_label("It is not spam", ["spam", "ham"]) is None
     True
     """
-    answer = without_thinking(text)
-    if not answer:
-        return None
-    given = [v for v in _objects(answer) if isinstance(v, dict) and "label" in v]
+    try:
+        # All of it is JSON: what looks like thinking is a part of it.
+        given = [_DECODER.decode(text.strip())]
+    except (ValueError, RecursionError):
+        answer = without_thinking(text)
+        if not answer:
+            return None
+        given = _objects(answer)
+    else:
+        answer = text
+    given = [value for value in given if isinstance(value, dict)]
     if given:
-        names = {_named(v["label"], classes) for v in given}
+        names = {_named(value.get("label"), classes) for value in given}
         why = given[-1].get("explanation")
         label = names.pop() if len(names) == 1 else None
         return None if label is None else Said(label, why if isinstance(why, str) else None)
-    last = answer.splitlines()[-1]
-    said = _SAID.match(last)
+    said = _SAID.match(answer.splitlines()[-1])
     for candidate in (answer, said[1] if said else None):
         label = _named(candidate, classes)
         if label is not None:
@@ -236,28 +273,53 @@ def label_probability(answer: Answer, label: str) -> float | None:
         return answer.probabilities.get(label)
     if not answer.tokens:
         return None
-    whole = answer.text.encode()
-    if sum(length for length, _ in answer.tokens) != len(whole):
-        return None
-    start = max(whole.rfind(form) for form in (label.encode(), json.dumps(label)[1:-1].encode()))
-    if start < 0:
-        return None
-    end, position, total = start + len(label.encode()), 0, 0.0
+    left, tokens = len(answer.text.encode()), []
     for length, logprob in answer.tokens:
+        if left == 0:  # what follows ends the answer and is no part of it
+            break
+        tokens.append((length, logprob))
+        left -= length
+    span = _label_span(answer.text, label)
+    if left or span is None:
+        return None
+    (start, end), position, total = span, 0, 0.0
+    for length, logprob in tokens:
         if position < end and position + length > start:
             total += logprob
         position += length
-    from math import exp
+    return math.exp(min(total, 0.0)) if math.isfinite(total) else None
 
-    return min(exp(total), 1.0)
+
+def _label_span(text: str, label: str) -> tuple[int, int] | None:
+    """Return where the label stands in an answer, in bytes."""
+    values = list(_VALUE.finditer(text))
+    if values:
+        start = values[-1].end()
+        try:
+            said, after = _DECODER.raw_decode(text, start - 1)
+        except ValueError:
+            return None
+        end = after - 1
+        if _named(said, [label]) is None:
+            return None
+    else:
+        start = text.casefold().rfind(label.casefold())
+        end = start + len(label)
+    if start < 0:
+        return None
+    return len(text[:start].encode()), len(text[:end].encode())
 
 
 # --- many rows in one request -------------------------------------------------------------------
 
 
-def check_word(number: int, text: str) -> str:
-    """Return the word that ties an answer to its row: a model that slips a row gets it wrong."""
-    return f"{zlib.crc32(f'{number} {text}'.encode()) & 0xFFFF:04x}"
+def check_words(texts: Sequence[str]) -> list[str]:
+    """Return the word that ties each row's answer to it: a model that slips a row gets it wrong.
+
+    Made from all rows of the request, so that no row can hold the word of another one.
+    """
+    whole = hashlib.sha256(json.dumps(list(texts)).encode()).digest()
+    return [hashlib.sha256(whole + str(i).encode()).hexdigest()[:4] for i in range(len(texts))]
 
 
 def packed_request(
@@ -269,7 +331,7 @@ def packed_request(
     the answer must repeat both. Rows of one request can influence one another: one row a request
     is the default for that reason.
     """
-    words = [check_word(i, text) for i, text in enumerate(texts, 1)]
+    words = check_words(texts)
     rows = "\n\n".join(
         f"Row {i}\n{delimited(text)}\ncheck {word}"
         for i, (text, word) in enumerate(zip(texts, words, strict=True), 1)
@@ -324,6 +386,7 @@ def parse_packed(text: str, texts: Sequence[str], classes: Sequence[str]) -> lis
     A row counts only if it is given once, with its own check word and a class.
     """
     found: list[Said | None] = [None] * len(texts)
+    words = check_words(texts)
     answer = without_thinking(text) or ""
     rows: list[Mapping[str, Any]] = []
     for value in _objects(answer):
@@ -337,7 +400,7 @@ def parse_packed(text: str, texts: Sequence[str], classes: Sequence[str]) -> lis
             continue
         i = number - 1
         label = _named(row.get("label"), classes)
-        right = str(row.get("check")) == check_word(number, texts[i])
+        right = str(row.get("check")) == words[i]
         why = row.get("explanation")
         found[i] = None
         if i not in seen and right and label is not None:

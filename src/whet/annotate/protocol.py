@@ -36,7 +36,7 @@ class Request:
     sample : int
         Tells several answers to the same question apart.
     text : str
-        The row's text as it stands in the table: what a replay looks up. Not part of the key.
+        The row's text as the template makes it: what a replay looks up. Not part of the key.
 
     Examples
     --------
@@ -56,19 +56,20 @@ class Request:
     @property
     def prompt_bytes(self) -> int:
         """Length of the messages in UTF-8 bytes."""
-        return sum(len(content.encode()) for _, content in self.messages)
+        return sum(len(content.encode("utf-8", "surrogatepass")) for _, content in self.messages)
 
     def key(self, route: Mapping[str, Any]) -> str:
         """Return the SHA-256 of everything that may change the answer: route and request."""
         whole = [
             route,
             self.messages,
+            self.choices,
             self.max_tokens,
             self.schema,
             self.temperature,
             self.sample,
         ]
-        return hashlib.sha256(json.dumps(whole, ensure_ascii=False).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Answer:
     def to_json(self) -> str:
         """Return the answer as one line of JSON; fields that are None are left out."""
         kept = {name: value for name, value in vars(self).items() if value is not None}
-        return json.dumps(kept, ensure_ascii=False)
+        return json.dumps(kept)
 
     @classmethod
     def from_json(cls, line: str) -> Answer:

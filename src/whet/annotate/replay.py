@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from whet.annotate.protocol import Answer, Failure, Reply, Request
+from whet.annotate.task import Task
 from whet.corpus import require_column
 from whet.errors import WhetError
 from whet.store import sha256_of
@@ -23,10 +24,10 @@ class ReplayBackend:
         ``FILE#COLUMN``. Strings are taken as answers, also those that name no class; integers
         count the task's classes from 0, or name them through the columns ``label`` and
         ``label_name`` if the file has both; empty cells and -1 are rows without an answer.
-    classes : sequence of str
-        The task's classes.
+    task : Task
+        Its template makes the text by which a row is found.
     text : str
-        Column of the texts in FILE.
+        Column of FILE that ``{text}`` stands for.
 
     Raises
     ------
@@ -35,38 +36,40 @@ class ReplayBackend:
 
     Examples
     --------
-    >>> import tempfile, pathlib
+    >>> import asyncio, pathlib, tempfile
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "old.csv"
     >>> _ = file.write_text("text,gpt\nWIN NOW,spam\n")
-    >>> backend = ReplayBackend(f"{file}#gpt", ["spam", "ham"], "text")
+    >>> task = Task("t", "Is it spam?", {"spam": "", "ham": ""})
+    >>> backend = ReplayBackend(f"{file}#gpt", task, "text")
     >>> request = Request((("user", "WIN NOW"),), max_tokens=1, text="WIN NOW")
-    >>> import asyncio
     >>> asyncio.run(backend.complete([request]))[0].text
     'spam'
     """
 
     at_once = 1000
 
-    def __init__(self, source: str, classes: Sequence[str], text: str) -> None:
+    def __init__(self, source: str, task: Task, text: str) -> None:
         path, mark, column = source.rpartition("#")
         if not mark or not path or not column:
             raise WhetError(f"--backend replay:{source} names no column: write replay:FILE#COLUMN")
         table = read_table(path)
-        for name in (text, column):
+        named = {name: text if name == "text" else name for name in task.columns}
+        for name in (*named.values(), column):
             require_column(table, name, "replay:FILE#COLUMN", path)
         self.route: Mapping[str, Any] = {
             "backend": "replay",
             "column": column,
             "sha256": sha256_of(Path(path)),
         }
-        names: dict[int, str] = dict(enumerate(classes))
+        names: dict[int, str] = dict(enumerate(task.classes))
         if {"label", "label_name"} <= set(table.column_names):
             pairs = zip(table["label"].to_pylist(), table["label_name"].to_pylist(), strict=True)
-            names = {int(code): str(name) for code, name in pairs if code is not None}
+            names |= {code: str(name) for code, name in pairs if isinstance(code, int)}
         self._labels: dict[str, str | None] = {}
-        for said, value in zip(table[text].to_pylist(), table[column].to_pylist(), strict=True):
-            label = names.get(value) if isinstance(value, int) else value or None
-            self._labels.setdefault(str(said or ""), None if label is None else str(label))
+        cells = table.select(list(dict.fromkeys(named.values()))).to_pylist()
+        for row, value in zip(cells, table[column].to_pylist(), strict=True):
+            shown = {n: "" if row[c] is None else str(row[c]) for n, c in named.items()}
+            self._labels.setdefault(task.render(shown), _said(value, names))
 
     async def complete(self, requests: Sequence[Request]) -> list[Reply]:
         """Look up each request's text."""
@@ -83,3 +86,13 @@ class ReplayBackend:
 
     async def close(self) -> None:
         """Nothing to give back."""
+
+
+def _said(value: object, names: Mapping[int, str]) -> str | None:
+    """Return what a cell says: a class, some other answer, or None for no answer."""
+    if isinstance(value, float) and value.is_integer():  # how pandas writes integers beside gaps
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return names.get(value)
+    missing = value is None or value == "" or value != value
+    return None if missing else str(value)

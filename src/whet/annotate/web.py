@@ -12,11 +12,13 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from whet.annotate.budget import Budget
 from whet.annotate.cache import AnswerCache
@@ -41,10 +43,11 @@ OPTIONAL = {
     "response_format": re.compile(r"response_format|json_schema"),
     "tool_choice": re.compile(r"tool_choice"),
     "logprobs": re.compile(r"logprobs"),
-    "temperature": re.compile(r"temperature"),
+    "temperature": re.compile(r"^(?!.*(?:range|between|less than|at most)).*temperature"),
     "max_tokens": re.compile(r"^(?!.*context).*max_completion_tokens"),
     "system": re.compile(
         r"system.{0,20}\brole|\brole.{0,20}system|system (?:message|prompt|instr)"
+        r"|only user and assistant|roles must alternate"
     ),
 }
 
@@ -73,6 +76,10 @@ class Refused:
     code: str = ""
 
 
+#: What an attempt brings: the body of a good reply, else what was wrong and the wait asked for.
+Attempt = tuple[dict[str, Any] | None, Refused, float | None]
+
+
 def api_key(variable: str | None, needed: bool) -> str:
     """Return the key from the environment; it is kept nowhere else.
 
@@ -98,20 +105,21 @@ def check_url(url: str) -> str:
     Raises
     ------
     WhetError
-        If it is no http address, or holds a password.
+        If it is no http address, or holds a password. The message does not repeat the address.
     """
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018 - raises where the port is no number
-    except ValueError as error:
-        raise WhetError(f"--base-url is no address ({error}): write http://HOST:PORT/v1") from error
-    if parts.username or parts.password or parts.query:
+        host, _ = parts.hostname or "", parts.port
+        host.encode("idna")
+    except ValueError:
+        host = ""
+    if not host or parts.scheme not in ("http", "https") or not url.isprintable() or " " in url:
+        raise WhetError("--base-url is no http address: write http://HOST:PORT/v1")
+    if parts.username or parts.password or parts.query or parts.fragment:
         raise WhetError(
             "--base-url holds a user, a password or a query, which would end up in files: put the "
             "key into the environment and name it with --key-env"
         )
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise WhetError(f"--base-url {url!r} is no http address: write http://HOST:PORT/v1")
     return url.rstrip("/")
 
 
@@ -168,21 +176,26 @@ class WebBackend:
         self._fact = f"unknown words: {self.name} {self.base_url} {model}"
         known = cache.fact(self._fact) if cache is not None else None
         self.unknown: set[str] = set(json.loads(known)) if known else set()
+        self._begin()
+        #: Calls that were answered, and the seconds that they took together.
+        self.answered, self.seconds = 0, 0.0
+
+    def _begin(self) -> None:
+        """Forget what belongs to one event loop: a back end may serve one run after another."""
         self._session: aiohttp.ClientSession | None = None
         self._first = asyncio.Lock()
         self._met = False
+        self._stop: Stop | None = None
         self._failed_in_a_row = 0
-        #: Calls that were answered, and the seconds that they took together.
-        self.answered, self.seconds = 0, 0.0
 
     # --- what a provider's interface adds -------------------------------------------------------
 
     def headers(self, key: str) -> dict[str, str]:
-        """Return the headers that carry the key."""
+        """Return the interface's headers; the key may be empty."""
         raise NotImplementedError
 
-    def payload(self, request: Request) -> dict[str, Any]:
-        """Return the body of a request."""
+    def payload(self, request: Request, unknown: AbstractSet[str]) -> dict[str, Any]:
+        """Return the body of a request without the words that the server does not know."""
         raise NotImplementedError
 
     def read(self, body: Mapping[str, Any]) -> Reply:
@@ -203,11 +216,11 @@ class WebBackend:
             "base_url": self.base_url,
             "model": self.model,
             "max_tokens": self.max_tokens,
-            "without": sorted(self.unknown),
         }
 
-    def longest(self, request: Request) -> int:
+    def longest(self, request: Request, unknown: AbstractSet[str]) -> int:
         """Return the limit of an answer in tokens."""
+        del unknown
         return self.max_tokens or request.max_tokens
 
     async def complete(self, requests: Sequence[Request]) -> list[Reply]:
@@ -218,69 +231,95 @@ class WebBackend:
         if not self._met:
             # The first call goes alone: it finds out what the server knows, and whether it lives.
             async with self._first:
-                if not self._met:
+                if not self._met and self._stop is None:
                     reply = await self._ask(request)
                     self._met = True
                     return reply
         return await self._ask(request)
 
     async def _ask(self, request: Request) -> Reply:
+        if self._stop is not None:
+            raise self._stop
+        try:
+            return await self._negotiate(request)
+        except Stop as stop:
+            self._stop = stop
+            raise
+
+    async def _negotiate(self, request: Request) -> Reply:
+        """Ask, and again without each word that the server says it does not know.
+
+        The words are given up for good only if that gets an answer: the server may have quoted
+        a row's text.
+        """
+        unknown, trial = frozenset(self.unknown), None
         while True:
             body = await self.send(
-                "POST", self.path, self.payload(request), self.bound(request), self.usage
+                "POST",
+                self.path,
+                self.payload(request, unknown),
+                self.bound(request, unknown),
+                self.usage,
+                attempts=None if trial is None else 2,
             )
-            if not isinstance(body, Refused):
-                self._failed_in_a_row = 0
-                try:
-                    return self.read(body)
-                except (KeyError, TypeError, IndexError, AttributeError, ValueError):
-                    return Failure("unreachable", "the reply is none of this interface")
-            word = self._unknown_word(body)
-            if word is None:
-                return self._failure(body)
-            self.unknown.add(word)
-            if self._cache is not None:
-                self._cache.remember(self._fact, json.dumps(sorted(self.unknown)))
+            if isinstance(body, Refused):
+                word = _unknown_word(body, unknown)
+                # Some servers say no more than 500 where a chat template has no system role.
+                silent = body.status == 500 and trial is None and not self._works()
+                if word is None and silent and "system" not in unknown:
+                    word, trial = "system", body
+                if word is None:
+                    return self._failure(trial or body)
+                unknown |= {word}
+                continue
+            if not unknown <= self.unknown:
+                self.unknown |= unknown
+                if self._cache is not None:
+                    self._cache.remember(self._fact, json.dumps(sorted(self.unknown)))
+            try:
+                reply = self.read(body)
+            except (KeyError, TypeError, IndexError, AttributeError, ValueError):
+                return self._failure(Refused(0, "the reply is none of this interface"))
+            self._failed_in_a_row = 0
+            return reply
 
-    def bound(self, request: Request) -> tuple[int, int]:
+    def bound(self, request: Request, unknown: AbstractSet[str] | None = None) -> tuple[int, int]:
         """Return the most tokens of a call: no token is shorter than a byte."""
         # Roles and the schema take tokens too.
         size = request.prompt_bytes + 16 * len(request.messages)
         schema = len(json.dumps(request.schema)) if request.schema else 0
-        return size + schema, self.longest(request)
-
-    def _unknown_word(self, refused: Refused) -> str | None:
-        if refused.status not in (400, 404, 422, 500, 501) or refused.code == "content_filter":
-            return None
-        said = refused.message.casefold()
-        asked = (w for w, sign in OPTIONAL.items() if sign.search(said))
-        return next((word for word in asked if word not in self.unknown), None)
+        return size + schema, self.longest(request, self.unknown if unknown is None else unknown)
 
     def _failure(self, refused: Refused) -> Failure:
+        """Return why a row has no answer, or stop where no row would have one."""
         status, said = refused.status, refused.message
         where = f"{self.model!r} at {self.base_url}"
-        if status in (401, 403):
-            # What the server says here may hold the key, so it is not shown.
+        if status == 401 or (status == 403 and not self._works()):
+            # What the server says here may hold a part of the key, so it is not shown.
             key = f"the key in {self.key_env}" if self.key_env else "--key-env, which names no key"
             raise Stop(f"{self.base_url} turned the key down (status {status}): check {key}")
-        if status in (402, 404) or refused.code == "insufficient_quota":
+        lost = status == 402 or (status == 404 and not self._works())
+        if lost or refused.code == "insufficient_quota":
             raise Stop(f"{where} is not to be had (status {status}: {said}): mend this first")
         if 300 <= status < 400:
             raise Stop(f"{self.base_url} points elsewhere (status {status}): name that address")
         if refused.code == "content_filter" or "content_filter" in said:
             return Failure("filtered", said)
+        self._failed_in_a_row += 1
         if 400 <= status < 500 and status not in _PASSING:
-            self._failed_in_a_row += 1
             if self._failed_in_a_row >= 4 * DEAD:
                 raise Stop(f"{where} rejects the requests (status {status}: {said}): mend this")
             return Failure("rejected", f"status {status}: {said}")
-        self._failed_in_a_row += 1
-        if not self._met or self._failed_in_a_row >= DEAD:
+        if self._failed_in_a_row >= DEAD or not (self._met or self.answered):
             raise Stop(
                 f"{where} does not answer after {ATTEMPTS} attempts a call ({said}): "
                 "see that the server runs, then run the same command again"
             )
         return Failure("unreachable", said)
+
+    def _works(self) -> bool:
+        """Whether this model has ever answered: then a refusal is about the row."""
+        return bool(self.answered or (self._cache and self._cache.paid(self.route).answers))
 
     # --- HTTP -----------------------------------------------------------------------------------
 
@@ -291,8 +330,8 @@ class WebBackend:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0),  # the caller bounds the calls in flight
                 timeout=aiohttp.ClientTimeout(total=self.timeout),
-                headers=self.headers(self._key) if self._key else None,
-                trust_env=True,  # for HTTPS_PROXY
+                headers=self.headers(self._key),
+                proxy=_proxy(self.base_url),  # trust_env would read passwords from .netrc, too
             )
         return self._session
 
@@ -326,20 +365,13 @@ class WebBackend:
         refused = Refused(0, "it was never asked")
         attempts = ATTEMPTS if attempts is None else attempts
         for attempt in range(attempts):
-            if usage is not None:
-                await self.budget.admit(*bound)
-            began = time.perf_counter()
-            body, refused, wait = await self._attempt(method, path, payload, lines=lines)
+            work = self._attempt(method, path, payload, lines=lines)
+            body, refused, wait = await (
+                work if usage is None else self._booked(work, bound, usage)
+            )
             if body is not None:
-                if usage is not None:
-                    await self.budget.settle(bound, usage(body))
-                    self.answered += 1
-                    self.seconds += time.perf_counter() - began
                 return body
-            if usage is not None:
-                await self.budget.settle(bound, None, free=refused.status >= 300)
-            passing = refused.status < 300 or refused.status in _PASSING or refused.status >= 500
-            if not passing or refused.code == "insufficient_quota" or refused.status == 501:
+            if not _may_pass(refused):
                 return refused
             if wait is not None and wait > PATIENCE:
                 return Refused(refused.status, f"{refused.message}; it asks to wait {wait:.0f} s")
@@ -350,6 +382,32 @@ class WebBackend:
                 await asyncio.sleep(wait)
         return refused
 
+    async def _booked(
+        self,
+        work: Coroutine[Any, Any, Attempt],
+        bound: tuple[int, int],
+        usage: Callable[[Mapping[str, Any]], tuple[int, int] | None],
+    ) -> Attempt:
+        """Make an attempt that the budget admits, and book what it took."""
+        try:
+            await self.budget.admit(*bound)
+        except BaseException:
+            work.close()
+            raise
+        began = time.perf_counter()
+        try:
+            body, refused, wait = await work
+        except BaseException:  # cancelled: the provider may charge it all the same
+            await self.budget.settle(bound, None)
+            raise
+        if body is None:
+            await self.budget.settle(bound, None, free=refused.status >= 300)
+        else:
+            await self.budget.settle(bound, usage(body))
+            self.answered += 1
+            self.seconds += time.perf_counter() - began
+        return body, refused, wait
+
     async def _attempt(
         self,
         method: str,
@@ -357,7 +415,7 @@ class WebBackend:
         payload: Mapping[str, Any] | aiohttp.FormData | None,
         *,
         lines: bool,
-    ) -> tuple[dict[str, Any] | None, Refused, float | None]:
+    ) -> Attempt:
         """Return the body of a good reply; else what was wrong, and the wait asked for."""
         import aiohttp
 
@@ -370,10 +428,12 @@ class WebBackend:
                 allow_redirects=False,
             ) as response:
                 content = await response.read()
+                if self._key:  # a server may echo it
+                    content = content.replace(self._key.encode(), b"***")
                 status, headers = response.status, response.headers
         except TimeoutError:
             return None, Refused(0, f"no whole reply within {self.timeout:g} s"), None
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, OSError, ValueError) as error:
             return None, Refused(0, self._shown(f"{type(error).__name__}: {error}")), None
         try:
             if lines and status < 300:
@@ -410,7 +470,7 @@ class WebBackend:
         """Give the connections back."""
         if self._session is not None:
             await self._session.close()
-            self._session = None
+        self._begin()
 
 
 def _asked_wait(headers: Mapping[str, str]) -> float | None:
@@ -419,13 +479,38 @@ def _asked_wait(headers: Mapping[str, str]) -> float | None:
     if not asked:
         return None
     try:
-        return max(0.0, float(asked))
+        seconds = float(asked)
+        return max(0.0, seconds) if seconds == seconds else None
     except ValueError:
         pass
     try:
         return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
     except (TypeError, ValueError):
         return None
+
+
+def _proxy(url: str) -> str | None:
+    """Return the proxy that the environment names for an address, if any."""
+    parts = urlsplit(url)
+    if proxy_bypass(parts.hostname or ""):
+        return None
+    return getproxies().get(parts.scheme)
+
+
+def _may_pass(refused: Refused) -> bool:
+    """Whether the trouble may be gone after a while."""
+    if refused.code == "insufficient_quota" or refused.status == 501:
+        return False
+    return refused.status < 300 or refused.status in _PASSING or refused.status >= 500
+
+
+def _unknown_word(refused: Refused, known: AbstractSet[str]) -> str | None:
+    """Return the word of a request that a server says it does not know, if it names one."""
+    if refused.status not in (400, 404, 422, 500, 501) or refused.code == "content_filter":
+        return None
+    said = refused.message.casefold()
+    asked = (word for word, sign in OPTIONAL.items() if sign.search(said))
+    return next((word for word in asked if word not in known), None)
 
 
 def answer(
@@ -435,4 +520,18 @@ def answer(
 ) -> Answer:
     """Return an answer with the tokens that the server counted."""
     prompt, completion = used or (0, 0)
-    return Answer(text, prompt, completion, tokens)
+    # Half of a surrogate pair is no character, and no file can hold it.
+    return Answer(text.encode("utf-8", "replace").decode(), prompt, completion, tokens)
+
+
+def usage_of(*numbers: object) -> tuple[int, int] | None:
+    """Return (prompt, completion) tokens; the last number is the completion's.
+
+    None where one of them is no number of tokens: then nothing is known.
+    """
+    counted: list[int] = []
+    for number in numbers:
+        if not isinstance(number, int | float) or not 0 <= number < 1e9:
+            return None
+        counted.append(int(number))
+    return sum(counted[:-1]), counted[-1]

@@ -60,7 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "permissions and run the command again, with --resume if it had finished rounds"
         )
     except KeyboardInterrupt as interrupt:
-        said = str(interrupt) or "interrupted; what is finished is kept, add --resume to go on"
+        said = str(interrupt) or (
+            "interrupted; what is finished is kept: run the same command again to go on, with "
+            "--resume if it has that flag"
+        )
         sys.stderr.write(f"whet: {plain(said)}\n")
         raise SystemExit(130) from None
 

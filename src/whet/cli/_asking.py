@@ -165,7 +165,8 @@ class Asking:
                 cache=self.cache,
                 max_tokens=flags.max_tokens,
                 timeout=flags.timeout,
-                classes=list(self.rows.task.classes),
+                ask=not flags.dry_run,
+                task=self.rows.task,
                 text=flags.text,
             )
         except BaseException:
@@ -295,18 +296,26 @@ def check_target(out: Path, source: Path) -> None:
         raise WhetError(f"--out {out} is the input, which whet never changes: choose another file")
     if not out.exists():
         return
+    from whet.store import read_json, sha256_of
+
     try:
-        from whet.store import read_json
-
-        own = read_json(account_of(out)).get("kind") == KIND
+        account = read_json(account_of(out))
     except WhetError:
-        own = False
-    if not own:
+        account = {}
+    if account.get("kind") != KIND:
         raise WhetError(f"{out} exists and is no earlier result of this command: choose another")
+    if account.get("output_sha256") != sha256_of(out):
+        raise WhetError(
+            f"{out} was changed after this command wrote it, and would be lost: choose another, or "
+            "remove it"
+        )
 
 
-def ask_account(asking: Asking) -> dict[str, Any]:
-    """Return what decides an output: input, task, model; nothing that differs between reruns."""
+def ask_account(asking: Asking, digest: str) -> dict[str, Any]:
+    """Return what decides an output: input, task, model; nothing that differs between reruns.
+
+    ``digest`` is the output's SHA-256: by it a later run sees whether somebody changed the file.
+    """
     from whet import __version__
     from whet.store import sha256_of
 
@@ -320,6 +329,7 @@ def ask_account(asking: Asking) -> dict[str, Any]:
     return {
         "kind": KIND,
         "whet_version": __version__,
+        "output_sha256": digest,
         "input": {"path": str(asking.source), "sha256": sha256_of(asking.source)},
         "limit": asking.flags.limit,
         "text": asking.flags.text,

@@ -81,7 +81,7 @@ def _annotate(asking: Asking, annotator: Annotator) -> None:
     extended(asking.rows.stream, added)
     check_target(asking.out, asking.source)
     stop = asking.buy(annotator)
-    tally = Tally()
+    tally = Tally(several=annotator.samples > 1)
 
     def values() -> Iterator[dict[str, Any]]:
         gold = asking.rows.gold_labels()
@@ -89,20 +89,27 @@ def _annotate(asking: Asking, annotator: Annotator) -> None:
             tally.add(outcome, truth)
             yield columns.values(outcome)
 
-    write_rows(asking.out, asking.rows.stream, added, values())
-    account = ask_account(asking) | {
-        "samples": annotator.samples,
-        "temperature": annotator.temperature,
-        "rows_per_request": annotator.rows_per_request,
-        "columns": [field.name for field in added],
-        **tally.account(),
-    }
-    write_json(asking.account_path, account)
+    def finish(digest: str) -> None:
+        account = ask_account(asking, digest) | {
+            "samples": annotator.samples,
+            "temperature": annotator.temperature,
+            "rows_per_request": annotator.rows_per_request,
+            "columns": [field.name for field in added],
+            **tally.account(),
+        }
+        write_json(asking.account_path, account)
+
+    write_rows(asking.out, asking.rows.stream, added, values(), finish)
     _show(asking, tally, columns, stop)
 
 
 class Tally:
     """Counts what was found, row by row.
+
+    Parameters
+    ----------
+    several : bool
+        Whether probabilities are the agreement of samples.
 
     Examples
     --------
@@ -114,11 +121,12 @@ class Tally:
     {'total': 2, 'labelled': 1, 'abstained': 1}
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, several: bool = False) -> None:
+        self.several = several
         self.classes: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self.details: dict[str, str] = {}
-        self.sure = 0
+        self.sure = self.unanimous = 0
         self.right: list[bool] = []
 
     def add(self, outcome: Outcome, truth: str | None) -> None:
@@ -128,6 +136,7 @@ class Tally:
         if isinstance(outcome, Label):
             self.classes[outcome.name] += 1
             self.sure += outcome.probability is not None
+            self.unanimous += outcome.probability == 1.0
             if truth is not None:
                 self.right.append(outcome.name == truth)
         else:
@@ -171,9 +180,13 @@ def _show(asking: Asking, tally: Tally, columns: Columns, stop: Stop | None) -> 
         shown.append(("", f"{len(classes) - MOST_LINES} more classes: see the account"))
     for reason, n in account["by_reason"].items():
         detail = tally.details[reason]
-        shown.append((f"abstained: {reason}", f"{n:,}" + (f"; first: {detail}" if detail else "")))
+        shown.append(
+            (f"abstained: {reason}", f"{n:,}" + (f"; first: {detail[:80]}" if detail else ""))
+        )
     sure = account["with_probability"]
     hint = "" if sure else "; --samples 5 would measure agreement"
+    if tally.several and sure >= 20 and tally.unanimous == sure:
+        hint = "; all samples agree: does the server heed the temperature?"
     shown.append(("with confidence", f"{sure:,}{hint}"))
     accuracy = account["accuracy"]
     if accuracy is not None:

@@ -66,12 +66,14 @@ def _self_refine(asking: Asking, refiner: SelfRefiner) -> None:
             tally.add(revision, truth)
             yield refiner.values(revision, column)
 
-    write_rows(asking.out, asking.rows.stream, added, values())
-    account = ask_account(asking) | {
-        "rounds": tally.account(),
-        "columns": [field.name for field in added],
-    }
-    write_json(asking.account_path, account)
+    def finish(digest: str) -> None:
+        account = ask_account(asking, digest) | {
+            "rounds": tally.account(),
+            "columns": [field.name for field in added],
+        }
+        write_json(asking.account_path, account)
+
+    write_rows(asking.out, asking.rows.stream, added, values(), finish)
     _show(asking, tally, stop)
 
 
