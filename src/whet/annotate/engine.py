@@ -146,18 +146,7 @@ class Engine:
         futures = {key: loop.create_future() for key in missing}
         self._in_flight |= futures
         try:
-            # Each reply is kept as soon as it is there: a Stop of one loses none of the others.
-            talks = (
-                [self._kept([request]) for request in missing.values()]
-                if self.backend.at_once == 1
-                else [self._kept(list(missing.values()))]
-            )
-            parts = await asyncio.gather(*talks, return_exceptions=True)
-            replies: list[Reply] = []
-            for part in parts:
-                if isinstance(part, BaseException):
-                    raise part
-                replies += part
+            replies = await self._bought(list(missing.values()))
             for future, reply in zip(futures.values(), replies, strict=True):
                 future.set_result(reply)
         except BaseException as error:
@@ -172,6 +161,19 @@ class Engine:
             for key in futures:
                 self._in_flight.pop(key, None)
         return dict(zip(missing, replies, strict=True))
+
+    async def _bought(self, requests: list[Request]) -> list[Reply]:
+        if len(requests) == 1 or self.backend.at_once > 1:
+            return await self._kept(requests)
+        # Each reply is kept as soon as it is there: a Stop of one loses none of the others.
+        talks = [self._kept([request]) for request in requests]
+        parts = await asyncio.gather(*talks, return_exceptions=True)
+        replies: list[Reply] = []
+        for part in parts:
+            if isinstance(part, BaseException):
+                raise part
+            replies += part
+        return replies
 
     async def _kept(self, requests: list[Request]) -> list[Reply]:
         replies = await self.backend.complete(requests)

@@ -35,6 +35,8 @@ _PASSING = {408, 409, 429}
 ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 6, 0.5, 60.0
 #: Waiting longer than this for a server that asks for it is left to the user.
 PATIENCE = 600.0
+#: Seconds over which the first calls are spread, at most; else over the time of the very first.
+LONGEST_SPREAD, GOLDEN = 2.0, 0.6180339887
 #: Calls in a row that failed with all their attempts: then the server counts as dead.
 DEAD = 5
 #: Words of a request that servers may not know, in the order in which they are given up, and what
@@ -184,7 +186,7 @@ class WebBackend:
         """Forget what belongs to one event loop: a back end may serve one run after another."""
         self._session: aiohttp.ClientSession | None = None
         self._first = asyncio.Lock()
-        self._met = False
+        self._met, self._spread, self._waited = False, 0.0, 0
         self._stop: Stop | None = None
         self._failed_in_a_row = 0
 
@@ -225,6 +227,8 @@ class WebBackend:
 
     async def complete(self, requests: Sequence[Request]) -> list[Reply]:
         """Answer each request, in order."""
+        if len(requests) == 1:  # without a task of its own: each costs turns of the event loop
+            return [await self._complete(requests[0])]
         return list(await asyncio.gather(*(self._complete(request) for request in requests)))
 
     async def _complete(self, request: Request) -> Reply:
@@ -232,9 +236,15 @@ class WebBackend:
             # The first call goes alone: it finds out what the server knows, and whether it lives.
             async with self._first:
                 if not self._met and self._stop is None:
+                    began = time.perf_counter()
                     reply = await self._ask(request)
-                    self._met = True
+                    self._met, self._spread = True, min(time.perf_counter() - began, LONGEST_SPREAD)
                     return reply
+            # The others set out evenly spread (by the golden ratio, as their number is unknown):
+            # where all replies come at once, each waits for all others to be handled, and again in
+            # every later wave.
+            self._waited += 1
+            await asyncio.sleep(self._spread * (self._waited * GOLDEN % 1))
         return await self._ask(request)
 
     async def _ask(self, request: Request) -> Reply:
