@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -951,14 +952,111 @@ def test_interrupt_leaves_a_run_that_goes_on(server, corpus, tmp_path):
     assert process.returncode == 130
     assert out == b""
     said = [line for line in err.decode().splitlines() if not line.startswith("whet: asking ")]
-    assert len(said) == 1
-    assert said[0].startswith("whet: interrupted; ")
-    assert "run the same command again" in said[0]
+    assert said[0].endswith(" calls in flight are waited for; Ctrl-C again drops them")
+    assert said[-1].startswith("whet: interrupted; ")
+    assert "run the same command again" in said[-1]
+    assert len(said) == 2
     assert not (tmp_path / "out.csv").exists()
     server.script = None
     assert whet(flags).code == 0
-    assert len(server.calls) <= 60 + 4
+    assert len(server.calls) == 60  # what was in flight was not lost
     assert column(tmp_path / "out.csv") == right(texts_of(60))
+
+
+def test_second_interrupt_drops_the_calls_in_flight(server, corpus, tmp_path):
+    flags = [*corpus(60, server=server), "--concurrency", "4"]
+    server.script = lambda call: Say(delay=20.0) if call.number >= 8 else None
+    process = start(flags)
+    assert server.wait_for(12)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=10)
+    assert process.returncode == 130
+    server.script = None
+    assert whet(flags).code == 0
+    assert len(server.calls) == 60 + 4
+
+
+@pytest.mark.parametrize("flags", [["--samples", "3"], ["--rows-per-request", "10"]])
+def test_calls_in_flight_are_bounded_where_a_row_asks_several(server, corpus, flags):
+    server.script = lambda call: Say(text="no", delay=0.01) if call.rows else Say(delay=0.01)
+    ended = whet([*corpus(60, server=server), "--concurrency", "4", *flags])
+    assert ended.code == 0, ended
+    assert server.most_in_flight == 4
+
+
+def test_outage_is_said_while_it_lasts(server, corpus, monkeypatch):
+    from whet.cli import _asking
+
+    said = []
+    patient = _asking._Patient(said.append, first=0.05, then=0.1)
+    for _ in range(20):
+        patient("no answer")
+        time.sleep(0.01)
+    assert 1 <= len(said) <= 3
+
+
+def test_next_command_can_be_pasted(server, corpus, tmp_path):
+    gold = [label if i < 30 else None for i, label in enumerate(right(texts_of(60)))]
+    flags = corpus(60, server=server, gold=gold)
+    ended = whet([*flags, "--gold", "gold"])
+    assert ended.code == 0, ended
+    command = ended.out.strip().splitlines()[-1].removeprefix("Next: ")
+    assert "--pseudo-prob pseudo_prob" in command
+    words = shlex.split(command)
+    assert words[0] == "whet"
+    words[words.index("run")] = str(tmp_path / "run")
+    assert whet(words[1:]).code == 0
+    ended = whet([*flags[:-1], str(tmp_path / "other.csv")])
+    *_, before, command = ended.out.strip().splitlines()
+    assert before.startswith("Next: label about 50 random rows by hand")
+    assert shlex.split(command)[:2] == ["whet", "refine"]
+
+
+def test_fewer_rows_do_not_replace_more(server, corpus, tmp_path):
+    flags = corpus(20, server=server)
+    assert whet(flags).code == 0
+    said = one_line(whet([*flags, "--limit", "5"]))
+    assert "holds 20 rows of an earlier run, and this one would leave 5" in said
+    assert len(column(tmp_path / "out.csv")) == 20
+
+
+def test_three_models_label_one_table_and_are_refined_together(server, corpus, tmp_path):
+    gold = [label if i < 40 else None for i, label in enumerate(right(texts_of(90)))]
+    flags = corpus(90, server=server, gold=gold)
+    assert whet(flags).code == 0
+    place = flags[-1]
+    for name in ("llama", "qwen"):
+        flags[1], flags[-1] = place, str(tmp_path / f"{name}.csv")
+        assert whet([*flags, "--column", name]).code == 0
+        place = flags[-1]
+    ended = whet(
+        ["refine", place, "--text", "text", "--pseudo", "pseudo_label,llama,qwen", "--pseudo-prob",
+         "pseudo_prob,llama_prob,qwen_prob", "--gold", "gold", "--out", str(tmp_path / "run")]
+    )  # fmt: skip
+    assert ended.code == 0, ended
+    names = read_table(tmp_path / "run" / "refined.parquet").column_names
+    assert {"pseudo_label", "llama", "qwen", "annotator_label", "refined_label"} <= set(names)
+
+
+def test_examples_are_the_same_with_a_limit(server, corpus, tmp_path):
+    gold = [label if i < 40 else None for i, label in enumerate(right(texts_of(60)))]
+    flags = corpus(60, server=server, gold=gold)
+    (tmp_path / "task.yaml").write_text(TASK_FILE + "\ngold_examples: 2\n")
+    assert whet([*flags, "--gold", "gold", "--limit", "20"]).code == 0
+    first = len(server.calls)
+    ended = whet([*flags, "--gold", "gold", "--dry-run"])
+    assert shown(ended.out, "calls") == 60 - 4 - first
+
+
+def test_plan_of_self_refinement_counts_all_rounds(server, corpus):
+    flags = ["self-refine", *corpus(10, server=server)[1:], "--rounds", "2"]
+    ended = whet([*flags, "--dry-run", "--price", "1,1"])
+    assert shown(ended.out, "calls") == 50
+    assert whet(flags).code == 0
+    assert len(server.calls) == 50
 
 
 def test_two_processes_share_a_cache(server, corpus, tmp_path):
@@ -1054,7 +1152,7 @@ def test_max_calls_counts_retries_and_is_never_passed(server, corpus, tmp_path, 
     server.script = flaky
     flags = [*corpus(90, server=server), "--concurrency", str(concurrency)]
     ended = whet([*flags, "--max-calls", "40"])
-    assert ended.code == 0, ended
+    assert ended.code == 3, ended
     assert len(server.calls) == 40
     assert ended.out.strip().startswith("Stopped early: --max-calls 40 is reached")
     reasons = column(tmp_path / "out.csv", "pseudo_abstain")
@@ -1084,7 +1182,7 @@ def test_max_cost_is_never_passed(server, corpus, tmp_path, concurrency, script)
     flags = [*corpus(200, server=server), "--concurrency", str(concurrency)]
     flags += ["--price", "10,40"]
     ended = whet([*flags, "--max-cost", "0.1"])
-    assert ended.code == 0, ended
+    assert ended.code == 3, ended
     assert ended.out.strip().startswith("Stopped early: --max-cost 0.1 would be passed")
     cost = (10 * server.prompt_tokens + 40 * server.completion_tokens) / 1e6
     assert cost <= 0.1

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from whet.annotate.annotator import Annotation, Annotator
+    from whet.annotate.budget import Budget
+    from whet.annotate.cache import AnswerCache
+    from whet.annotate.openai import OpenAIBackend
     from whet.annotate.task import Task, load_task
     from whet.classify.classifier import UUClassifier
     from whet.classify.refiner import LabelRefiner
@@ -21,8 +24,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "Annotation": "whet.annotate.annotator",
     "Annotator": "whet.annotate.annotator",
+    "AnswerCache": "whet.annotate.cache",
+    "Budget": "whet.annotate.budget",
     "Corpus": "whet.corpus",
     "LabelRefiner": "whet.classify.refiner",
+    "OpenAIBackend": "whet.annotate.openai",
     "Task": "whet.annotate.task",
     "UUClassifier": "whet.classify.classifier",
     "WhetError": "whet.errors",
@@ -34,8 +40,11 @@ _HOMES = {
 __all__ = [
     "Annotation",
     "Annotator",
+    "AnswerCache",
+    "Budget",
     "Corpus",
     "LabelRefiner",
+    "OpenAIBackend",
     "Task",
     "UUClassifier",
     "WhetError",

@@ -110,21 +110,45 @@ def read_corpus(
             f"the column {twice!r} is named twice ({', '.join(kinds[:-1])} and {kinds[-1]} are "
             f"{', '.join(map(repr, names))}): name a different column of {name} for each"
         )
-    added = [c for c in REFINED_COLUMNS if c != "pseudo_label" or annotators != ["pseudo_label"]]
+    added = [c for c in REFINED_COLUMNS if c != "pseudo_label"]
+    if annotators != ["pseudo_label"]:
+        added.append(annotator_column(table))
     taken = [c for c in added if c in table.column_names]
     if taken:
         raise WhetError(
             f"{name} already has the column {taken[0]!r}, which the result adds: rename it"
         )
     labels = {c: _label_column(table, c, name) for c in annotators}
+    gold_labels = None if gold is None else _label_column(table, gold, name)
+    if gold_labels is not None and _all_text(v for column in labels.values() for v in column):
+        gold_labels = [_as_text(value) for value in gold_labels]
     return Corpus(
         table,
         text_column(table, text, name),
         labels if len(labels) > 1 else labels[annotators[0]],
-        None if gold is None else _label_column(table, gold, name),
+        gold_labels,
         np.stack([_numbers(table, c, name) for c in sure], axis=1) if sure else None,
         name,
     )
+
+
+def annotator_column(table: pa.Table) -> str:
+    """Return the column for what the annotator said: another one where an input holds that name.
+
+    It does where ``whet annotate`` wrote the labels of one of several annotators.
+    """
+    return "annotator_label" if "pseudo_label" in table.column_names else "pseudo_label"
+
+
+def _all_text(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values if value is not None)
+
+
+def _as_text(value: Any) -> Any:  # noqa: ANN401
+    """Return a whole number as text: 1 is the class that an annotator calls "1"."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    return str(int(value)) if value == value and float(value).is_integer() else value
 
 
 def _names(table: pa.Table, named: str | None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import csv
 import json
 import sys
@@ -63,9 +64,16 @@ class RowStream:
         if self._kind not in ("csv", "jsonl", "parquet"):
             self._kind, self._table = "table", read_table(source)
         self.schema, whole = self._measure()
+        self._whole = whole
         self.num_rows = whole if limit is None else min(whole, limit)
         if self.num_rows == 0:
             raise WhetError(f"{self.name} has no rows: give at least one")
+
+    def unlimited(self) -> RowStream:
+        """Return the same rows without the limit."""
+        stream = copy.copy(self)
+        stream.num_rows = self._whole
+        return stream
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the rows in order, at most 2,048 at a time."""

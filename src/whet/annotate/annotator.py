@@ -118,7 +118,8 @@ class Rows:
         for batch in self.stream.batches():
             for value in batch.column(self.gold).to_pylist():
                 missing = value is None or value == "" or value != value
-                yield None if missing else str(value)
+                whole = isinstance(value, float) and value.is_integer()  # as pandas beside gaps
+                yield None if missing else str(int(value) if whole else value)
 
 
 def read_rows(
@@ -144,7 +145,10 @@ def read_rows(
             )
         return rows
     require_column(head, gold, "--gold", stream.name)
-    by_class = _rows_by_class(rows)
+    whole = replace(rows, stream=stream.unlimited())  # with a limit, too, the same examples
+    by_class = _rows_by_class(whole)
+    if not any(by_class.values()):
+        raise WhetError(f"the column {gold!r} of {stream.name} holds no gold label: drop --gold")
     if not task.gold_examples:
         return rows
     chosen: dict[int, str] = {}
@@ -158,7 +162,7 @@ def read_rows(
         for row in random.choice(members, task.gold_examples, replace=False):
             chosen[int(row)] = name
     order = random.permutation(sorted(chosen)).tolist()
-    found = {row: t for row, t in enumerate(rows.texts()) if row in chosen}
+    found = {row: t for row, t in enumerate(whole.texts()) if row in chosen}
     examples = tuple(Example(found[row], chosen[row]) for row in order)
     texts = set(found.values())  # a copy of an example would find its answer in the prompt
     shown = frozenset(row for row, text in enumerate(rows.texts()) if text in texts)
@@ -272,6 +276,11 @@ class Annotator:
         ):
             if value < 1:
                 raise WhetError(f"{name} = {value}, but at least 1 is needed: raise it")
+            if value > 1 and name != "concurrency" and backend.at_once > 1:
+                raise WhetError(
+                    f"{name} = {value} is for servers, and this back end is "
+                    f"{backend.route.get('backend')}: leave it out"
+                )
         if temperature is not None and not 0 <= temperature <= 2:
             raise WhetError(f"temperature = {temperature:g} is not within 0 to 2: correct it")
         if samples > 1 and temperature == 0:

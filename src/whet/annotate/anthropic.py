@@ -22,7 +22,7 @@ class AnthropicBackend(WebBackend):
 
     Parameters
     ----------
-    model, base_url, key_env, budget, cache, max_tokens, timeout
+    model, base_url, key_env, ask, budget, cache, max_tokens, timeout
         As for :class:`whet.annotate.web.WebBackend`.
 
     Examples
@@ -35,6 +35,8 @@ class AnthropicBackend(WebBackend):
 
     name = "anthropic"
     path = "/messages"
+    home = ANTHROPIC_URL
+    variable = "ANTHROPIC_API_KEY"
 
     def headers(self, key: str) -> dict[str, str]:
         """Return the headers that carry the key."""

@@ -55,7 +55,7 @@ class Budget:
     >>> asyncio.run(budget.admit(100, 10))
     Traceback (most recent call last):
     ...
-    whet.annotate.protocol.Stop: --max-calls 1 is reached: raise it to go on
+    whet.annotate.protocol.Stop: --max-calls 1 is reached: the same command again makes as many more
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Budget:
         """
         most = self.bound(prompt_tokens, completion_tokens, share)
         if self.max_calls is not None and self.spent.calls >= self.max_calls:
-            raise Stop(f"--max-calls {self.max_calls} is reached: raise it to go on", fatal=False)
+            raise self._no_more_calls()
         if self.max_cost is not None:
             async with self._settled:
                 while self.spent.cost + self._reserved + most > self.max_cost:
@@ -112,18 +112,21 @@ class Budget:
                         raise Stop(
                             f"--max-cost {self.max_cost:g} would be passed by the next call "
                             f"(spent ${self.spent.cost:.4f}, the call may cost ${most:.4f}): "
-                            "raise it to go on",
+                            "the same command again spends up to as much once more",
                             fatal=False,
                         )
                     await self._settled.wait()
                     if self.max_calls is not None and self.spent.calls >= self.max_calls:
-                        raise Stop(
-                            f"--max-calls {self.max_calls} is reached: raise it to go on",
-                            fatal=False,
-                        )
+                        raise self._no_more_calls()
         self._reserved += most
         self._in_flight += 1
         self.spent.calls += 1
+
+    def _no_more_calls(self) -> Stop:
+        return Stop(
+            f"--max-calls {self.max_calls} is reached: the same command again makes as many more",
+            fatal=False,
+        )
 
     async def settle(
         self,

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from whet.annotate.anthropic import ANTHROPIC_URL, AnthropicBackend
+from whet.annotate.anthropic import AnthropicBackend
 from whet.annotate.budget import Budget
 from whet.annotate.cache import AnswerCache
-from whet.annotate.openai import OPENAI_URL, OpenAIBackend
+from whet.annotate.openai import OpenAIBackend
 from whet.annotate.prices import Price, known_price, parse_price
 from whet.annotate.protocol import Backend
 from whet.annotate.task import Task
 from whet.annotate.web import WebBackend
 from whet.errors import WhetError, did_you_mean
 
-_HOSTED: dict[str, tuple[type[WebBackend], str, str]] = {
-    "openai": (OpenAIBackend, OPENAI_URL, "OPENAI_API_KEY"),
-    "anthropic": (AnthropicBackend, ANTHROPIC_URL, "ANTHROPIC_API_KEY"),
+_SERVERS: dict[str, type[WebBackend]] = {
+    "openai": OpenAIBackend,
+    "anthropic": AnthropicBackend,
 }
 
 
@@ -68,8 +68,8 @@ def connect(
         if task is None:
             raise WhetError(f"--backend {name} needs the task that its labels belong to: name it")
         return ReplayBackend(name.removeprefix("replay:"), task, text)
-    if name not in (*_HOSTED, "local"):
-        known = [*_HOSTED, "local", "replay:FILE#COLUMN"]
+    if name not in (*_SERVERS, "local"):
+        known = [*_SERVERS, "local", "replay:FILE#COLUMN"]
         raise WhetError(f"--backend {name!r} is not known{did_you_mean(name, known)}: correct it")
     if not model:
         raise WhetError(f"--model is missing: name the model that --backend {name} should ask")
@@ -81,11 +81,11 @@ def connect(
                 "--base-url does not go with --backend local, which asks no server: drop one"
             )
         return LocalBackend(model)
-    kind, own, variable = _HOSTED[name]
-    return kind(
+    return _SERVERS[name](
         model,
-        base_url=base_url or own,
-        key_env=(key_env or (variable if is_hosted(name, base_url) else None)) if ask else None,
+        base_url=base_url,
+        key_env=key_env,
+        ask=ask,
         budget=budget,
         cache=cache,
         max_tokens=max_tokens,
@@ -95,7 +95,8 @@ def connect(
 
 def is_hosted(name: str, base_url: str | None) -> bool:
     """Whether a provider's own server is asked."""
-    return name in _HOSTED and (base_url is None or base_url.rstrip("/") == _HOSTED[name][1])
+    server = _SERVERS.get(name)
+    return server is not None and (base_url is None or base_url.rstrip("/") == server.home)
 
 
 def price_of(model: str | None, given: str | None, *, hosted: bool) -> Price | None:

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from whet.annotate.cache import AnswerCache
@@ -26,6 +29,9 @@ from whet.annotate.protocol import (
 
 T = TypeVar("T")
 
+#: Why a run ended that a signal ended.
+_INTERRUPT = Stop("it was interrupted", fatal=False)
+
 
 class Engine:
     """Asks a back end what a cache does not hold.
@@ -35,7 +41,7 @@ class Engine:
     backend : Backend
     cache : AnswerCache
     concurrency : int
-        Conversations at a time.
+        Calls in flight.
 
     Attributes
     ----------
@@ -43,6 +49,8 @@ class Engine:
         Why the last run ended early.
     asked : int
         Requests that went to the back end.
+    tell : callable
+        Given a sentence for the user while the run goes on.
 
     Examples
     --------
@@ -66,6 +74,9 @@ class Engine:
         self.backend, self.cache, self.concurrency = backend, cache, concurrency
         self.stopped: Stop | None = None
         self.asked = 0
+        self.tell: Callable[[str], None] = lambda said: None
+        self._slots = asyncio.Semaphore(concurrency)
+        self._open = 0
         self._in_flight: dict[str, asyncio.Future[Reply]] = {}
 
     async def buy(
@@ -81,9 +92,15 @@ class Engine:
             Taken one by one as there is room.
         done : callable
             Told how many conversations are over.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            After SIGINT or SIGTERM, when the calls in flight, which may cost money, have been
+            answered and kept; a second signal drops them.
         """
         over = 0
-        self.stopped = None
+        self.stopped, self._slots = None, asyncio.Semaphore(self.concurrency)
 
         async def work() -> None:
             nonlocal over
@@ -102,12 +119,46 @@ class Engine:
         workers = 1 if self.backend.at_once > 1 else self.concurrency
         tasks = [asyncio.create_task(work()) for _ in range(workers)]
         try:
-            await asyncio.gather(*tasks)
+            with self._signals(tasks):
+                await asyncio.gather(*tasks, return_exceptions=False)
+        except asyncio.CancelledError:
+            if self.stopped is _INTERRUPT:
+                raise KeyboardInterrupt from None
+            raise
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.backend.close()
+
+    @contextmanager
+    def _signals(self, tasks: list[asyncio.Task[None]]) -> Iterator[None]:
+        """Let a first signal end the run after the calls in flight, and a second one at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+
+        def interrupt() -> None:
+            if self.stopped is _INTERRUPT or not self._open:
+                for task in tasks:
+                    task.cancel()
+            else:
+                self.tell(f"{self._open} calls in flight are waited for; Ctrl-C again drops them")
+            self.stopped = _INTERRUPT
+
+        signals = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.getsignal(number) for number in signals]
+        for number in signals:
+            loop.add_signal_handler(number, interrupt)
+        try:
+            yield
+        finally:
+            for number, handler in zip(signals, before, strict=True):
+                loop.remove_signal_handler(number)
+                signal.signal(number, handler)
+        if self.stopped is _INTERRUPT:
+            raise KeyboardInterrupt
 
     async def _talk(self, conversation: Conversation[Any]) -> None:
         replies: Sequence[Reply] | None = None
@@ -163,6 +214,8 @@ class Engine:
         return dict(zip(missing, replies, strict=True))
 
     async def _bought(self, requests: list[Request]) -> list[Reply]:
+        if self.stopped is not None:
+            raise self.stopped
         if len(requests) == 1 or self.backend.at_once > 1:
             return await self._kept(requests)
         # Each reply is kept as soon as it is there: a Stop of one loses none of the others.
@@ -176,7 +229,12 @@ class Engine:
         return replies
 
     async def _kept(self, requests: list[Request]) -> list[Reply]:
-        replies = await self.backend.complete(requests)
+        async with self._slots:
+            self._open += 1
+            try:
+                replies = await self.backend.complete(requests)
+            finally:
+                self._open -= 1
         self.asked += len(requests)
         route = self.backend.route
         return [

@@ -155,7 +155,8 @@ def _packed(
     singles = [label_one(task, texts[i], temperature, sample) for i in doubtful]
     alone = yield from together(singles)
     for i, outcome in zip(doubtful, alone, strict=True):
-        outcomes[i] = outcome
+        # Without its probability, which the other rows of the pack do not have.
+        outcomes[i] = replace(outcome, probability=None) if isinstance(outcome, Label) else outcome
     return outcomes
 
 

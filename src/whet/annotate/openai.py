@@ -25,7 +25,7 @@ class OpenAIBackend(WebBackend):
 
     Parameters
     ----------
-    model, base_url, key_env, budget, cache, max_tokens, timeout
+    model, base_url, key_env, ask, budget, cache, max_tokens, timeout
         As for :class:`whet.annotate.web.WebBackend`.
 
     Raises
@@ -35,13 +35,15 @@ class OpenAIBackend(WebBackend):
 
     Examples
     --------
-    >>> backend = OpenAIBackend("qwen3", base_url="http://localhost:8000/v1", key_env=None)
+    >>> backend = OpenAIBackend("qwen3", base_url="http://localhost:8000/v1")
     >>> backend.route["model"]
     'qwen3'
     """
 
     name = "openai"
     path = "/chat/completions"
+    home = OPENAI_URL
+    variable = "OPENAI_API_KEY"
 
     def headers(self, key: str) -> dict[str, str]:
         """Return the headers that carry the key."""

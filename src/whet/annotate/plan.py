@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from whet.annotate.annotator import Annotator, Progress, Rows
 from whet.annotate.cache import AnswerCache
 from whet.annotate.prices import Price
-from whet.annotate.protocol import Conversation
+from whet.annotate.protocol import Answer, Conversation, Reply, Request
 from whet.annotate.self_refine import SelfRefiner
 from whet.annotate.web import WebBackend
 
@@ -69,42 +70,73 @@ def make_plan(
     """
     engine = annotator.engine
     route = engine.backend.route
-    requests = known = size = messages = answer_bytes = done = 0
-    seen: set[int] = set()
+    count, done = _Count(), 0
     for talk in _talks(annotator, rows):
-        try:
-            first = next(talk)
-        except StopIteration:
-            first = []
-        for request in first:
-            key = request.key(route)
-            if int(key[:16], 16) in seen:  # rows with the same text share an answer
-                continue
-            seen.add(int(key[:16], 16))
-            requests += 1
-            if engine.cache.settled(key) is not None:
-                known += 1
-                continue
-            size += request.prompt_bytes
-            messages += len(request.messages)
-            answer_bytes += max(map(len, request.choices), default=300) + 14
+        count.walk(talk, engine.cache, route)
         done += annotator.rows_per_request
         if done % 10_000 < annotator.rows_per_request:
             progress("plan", min(done, rows.stream.num_rows), rows.stream.num_rows)
+    requests, known = count.requests, count.known
     paid = engine.cache.measured(route)
     calls = requests - known
     if paid.prompt_tokens:
-        prompt = size * paid.prompt_tokens / paid.prompt_bytes
+        prompt = count.prompt_bytes * paid.prompt_tokens / paid.prompt_bytes
         completion = calls * paid.completion_tokens / paid.answers
         measured = paid.answers
     else:
-        prompt = size / BYTES_A_TOKEN + messages * TOKENS_A_MESSAGE
-        completion, measured = answer_bytes / BYTES_A_TOKEN, 0
+        prompt = count.prompt_bytes / BYTES_A_TOKEN + count.messages * TOKENS_A_MESSAGE
+        completion, measured = count.answer_bytes / BYTES_A_TOKEN, 0
     tokens = round(prompt), round(completion)
     cost = None if price is None else price.cost(*tokens)
     each = seconds_a_call(engine.cache, engine.backend)
     seconds = None if each is None else calls * each / engine.concurrency
     return Plan(rows.stream.num_rows, requests, known, *tokens, measured, cost, seconds)
+
+
+class _Count:
+    """Walks through conversations with the cache's answers, and stand-ins where it has none."""
+
+    def __init__(self) -> None:
+        self.requests = self.known = self.prompt_bytes = self.messages = self.answer_bytes = 0
+        self._seen: set[int] = set()
+
+    def walk(self, talk: Conversation[Any], cache: AnswerCache, route: Mapping[str, Any]) -> None:
+        """Count the requests of a conversation in which each answer is good."""
+        replies: list[Reply] | None = None
+        while True:
+            try:
+                asked = next(talk) if replies is None else talk.send(replies)
+            except StopIteration:
+                return
+            replies = [self._reply(request, cache, route) for request in asked]
+
+    def _reply(self, request: Request, cache: AnswerCache, route: Mapping[str, Any]) -> Reply:
+        key = request.key(route)
+        reply = cache.settled(key)
+        stand_in = _stand_in(request)
+        short = int(key[:16], 16)
+        if short not in self._seen:  # rows with the same text share an answer
+            self._seen.add(short)
+            self.requests += 1
+            if reply is not None:
+                self.known += 1
+            else:
+                self.prompt_bytes += request.prompt_bytes
+                self.messages += len(request.messages)
+                self.answer_bytes += len(stand_in.text)
+        return reply or stand_in
+
+
+def _stand_in(request: Request) -> Answer:
+    """Return an answer of about the length that a good one has."""
+    if request.schema is None:
+        return Answer("x" * 400)
+    fields = request.schema["properties"]
+    if "label" not in fields:  # many rows, which a stand-in cannot label: counted as they are
+        items = fields["rows"]["items"]["properties"]
+        return Answer("x" * (60 + (300 if "explanation" in items else 0)))
+    said = {"explanation": "x" * 300} if "explanation" in fields else {}
+    return Answer(json.dumps(said | {"label": max(fields["label"]["enum"], key=len)}))
 
 
 def _talks(annotator: Annotator | SelfRefiner, rows: Rows) -> Iterator[Conversation[Any]]:

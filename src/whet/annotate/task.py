@@ -70,6 +70,13 @@ class Task:
     template: str = "{text}"
     explain: bool = False
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.classes, Mapping) or len(self.classes) < 2:
+            raise WhetError(
+                f"the classes of the task {self.name!r} are {self.classes!r}: give a dict of at "
+                "least two names, each with a description or ''"
+            )
+
     @property
     def columns(self) -> list[str]:
         """The columns that the template names."""

@@ -132,10 +132,13 @@ class WebBackend:
     ----------
     model : str
         As the server names it.
-    base_url : str
-        Address up to and including the version, for example ``https://api.openai.com/v1``.
-    key_env : str or None
-        Environment variable that holds the key; None for a server without keys.
+    base_url : str, optional
+        Address up to and including the version; default: the provider's own.
+    key_env : str, optional
+        Environment variable that holds the key. Default: the provider's own variable at the
+        provider's own address, and no key elsewhere, so that no other server is sent it.
+    ask : bool
+        False for a plan: then no key is needed.
     budget : Budget, optional
     cache : AnswerCache, optional
         Remembers which words of a request the server does not know.
@@ -154,13 +157,17 @@ class WebBackend:
     name = ""
     path = ""
     at_once = 1
+    #: The provider's own address, and the variable that holds its key.
+    home = ""
+    variable = ""
 
     def __init__(
         self,
         model: str,
         *,
-        base_url: str,
-        key_env: str | None,
+        base_url: str | None = None,
+        key_env: str | None = None,
+        ask: bool = True,
         budget: Budget | None = None,
         cache: AnswerCache | None = None,
         max_tokens: int | None = None,
@@ -168,9 +175,10 @@ class WebBackend:
     ) -> None:
         require("aiohttp", f"the back end {self.name!r}")
         self.model = model
-        self.base_url = check_url(base_url)
-        self.key_env = key_env
-        self._key = api_key(key_env, needed=key_env is not None)
+        self.base_url = check_url(self.home if base_url is None else base_url)
+        self.key_env = key_env or (self.variable if self.base_url == self.home else None)
+        self._key = api_key(self.key_env, needed=self.key_env is not None) if ask else ""
+        self.tell: Callable[[str], None] = lambda said: None
         self.budget = budget or Budget()
         self.max_tokens = max_tokens
         self.timeout = timeout
@@ -383,6 +391,7 @@ class WebBackend:
                 return body
             if not _may_pass(refused):
                 return refused
+            self.tell(f"no answer, attempt {attempt + 1} of {attempts}: {_said(refused)}")
             if wait is not None and wait > PATIENCE:
                 return Refused(refused.status, f"{refused.message}; it asks to wait {wait:.0f} s")
             if attempt < attempts - 1:
@@ -505,6 +514,10 @@ def _proxy(url: str) -> str | None:
     if proxy_bypass(parts.hostname or ""):
         return None
     return getproxies().get(parts.scheme)
+
+
+def _said(refused: Refused) -> str:
+    return f"status {refused.status}: {refused.message}" if refused.status else refused.message
 
 
 def _may_pass(refused: Refused) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from whet.annotate.protocol import Conversation, Stop
     from whet.annotate.self_refine import SelfRefiner
 
+#: Seconds after which the next trouble is another one.
+LONGEST_QUIET = 60.0
 #: Marks an account, so that a later run knows a file as its own.
 KIND = "whet annotation"
 
@@ -135,6 +138,7 @@ class Asking:
         from whet.tables import check_output
 
         self.source, self.flags = source, flags
+        self._asked = 0
         _check_numbers(flags)
         if flags.out is None and not flags.dry_run:
             raise WhetError("--out is missing: name the file to write")
@@ -220,10 +224,15 @@ class Asking:
         from whet.annotate.batch import buy_batches
         from whet.annotate.openai import OpenAIBackend
         from whet.annotate.protocol import Stop
+        from whet.annotate.web import WebBackend
 
         with self.progress() as progress:
+            asker.engine.tell = progress.say
+            if isinstance(self.backend, WebBackend):
+                self.backend.tell = _Patient(progress.say)
             if not self.flags.batch:
                 stop = asker.buy(self.rows, progress)
+                self._asked = asker.engine.asked
                 self._remember_speed()
                 return stop
             if not isinstance(self.backend, OpenAIBackend):
@@ -243,6 +252,8 @@ class Asking:
     def spent_rows(self) -> list[tuple[str, str]]:
         """Return what this run and all runs have spent, for the closing table."""
         spent, paid = self.budget.spent, self.cache.paid(self.backend.route)
+        if self.flags.backend not in ("openai", "anthropic"):
+            return [("asked in this run", f"{self._asked:,} requests")]
         cost = f", ${spent.cost:.4f}" if self.price is not None else ""
         rows = [
             (
@@ -260,6 +271,23 @@ class Asking:
             )
         )
         return rows
+
+
+class _Patient:
+    """Says that something is wrong once it has been so for a while, and then now and again."""
+
+    def __init__(self, say: Callable[[str], None], first: float = 3.0, then: float = 10.0) -> None:
+        self._say, self._first, self._then = say, first, then
+        self._since = self._last = self._heard = 0.0
+
+    def __call__(self, said: str) -> None:
+        now = time.monotonic()
+        if now - self._heard > 2 * LONGEST_QUIET:  # another trouble
+            self._since = self._last = now
+        self._heard = now
+        if now - self._since >= self._first and now - self._last >= self._then:
+            self._last = now
+            self._say(said)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -290,7 +318,7 @@ def account_of(out: Path) -> Path:
     return out.with_name(out.name + ".json")
 
 
-def check_target(out: Path, source: Path) -> None:
+def check_target(out: Path, source: Path, rows: int) -> None:
     """Raise ``WhetError`` where writing would destroy something that whet did not write."""
     if out.exists() and source.exists() and out.samefile(source):
         raise WhetError(f"--out {out} is the input, which whet never changes: choose another file")
@@ -304,6 +332,12 @@ def check_target(out: Path, source: Path) -> None:
         account = {}
     if account.get("kind") != KIND:
         raise WhetError(f"{out} exists and is no earlier result of this command: choose another")
+    before = account.get("rows_written", 0)
+    if before > rows:
+        raise WhetError(
+            f"{out} holds {before} rows of an earlier run, and this one would leave {rows}: choose "
+            "another, or remove it"
+        )
     if account.get("output_sha256") != sha256_of(out):
         raise WhetError(
             f"{out} was changed after this command wrote it, and would be lost: choose another, or "
@@ -311,10 +345,19 @@ def check_target(out: Path, source: Path) -> None:
         )
 
 
-def ask_account(asking: Asking, digest: str) -> dict[str, Any]:
+def ask_account(
+    asking: Asking, digest: str, judged: list[dict[str, Any]], stop: Stop | None
+) -> dict[str, Any]:
     """Return what decides an output: input, task, model; nothing that differs between reruns.
 
-    ``digest`` is the output's SHA-256: by it a later run sees whether somebody changed the file.
+    Parameters
+    ----------
+    asking : Asking
+    digest : str
+        The output's SHA-256: by it a later run sees whether somebody changed the file.
+    judged : list of dict
+        What the gold labels were used for, beside examples; uses of no row are left out.
+    stop : Stop or None
     """
     from whet import __version__
     from whet.store import sha256_of
@@ -323,24 +366,33 @@ def ask_account(asking: Asking, digest: str) -> dict[str, Any]:
     uses: list[dict[str, Any]] = []
     if rows.shown:
         uses.append({"purpose": "examples in the prompt", "rows": sorted(rows.shown)})
-    if rows.gold is not None:
-        known = sum(label is not None for label in rows.gold_labels())
-        uses.append({"purpose": "accuracy of the labels", "rows": known - len(rows.shown)})
+    uses += [use for use in judged if use["rows"]]
+    given = sum(label is not None for label in rows.gold_labels())
     return {
         "kind": KIND,
         "whet_version": __version__,
         "output_sha256": digest,
+        "rows_written": rows.stream.num_rows,
+        "stopped": None if stop is None else stop.reason,
         "input": {"path": str(asking.source), "sha256": sha256_of(asking.source)},
         "limit": asking.flags.limit,
         "text": asking.flags.text,
-        "gold": {"column": rows.gold, "uses": uses},
+        "gold": {"column": rows.gold, "given": given, "uses": uses},
         "task": rows.task.as_dict(),
         "route": dict(asking.backend.route),
     }
 
 
-def print_table(said: str, rows: Sequence[tuple[str, str]], following: str) -> None:
-    """Print a sentence, a table and the next step."""
+def end(stop: Stop | None) -> None:
+    """Exit with code 3 where a limit that the user set left rows out."""
+    if stop is not None:
+        raise SystemExit(3)
+
+
+def print_table(
+    said: str, rows: Sequence[tuple[str, str]], following: str, command: str = ""
+) -> None:
+    """Print a sentence, a table and the next step; a command stands alone on its line."""
     from rich.table import Table
 
     from whet.cli import console, plain
@@ -356,7 +408,12 @@ def print_table(said: str, rows: Sequence[tuple[str, str]], following: str) -> N
         table.add_row(plain(name), plain(value))
     screen.print(table)
     screen.print()
-    screen.print(plain(f"Next: {following}"))
+    if following:
+        screen.print(plain(f"Next: {following}"))
+        if command:
+            screen.print(plain(command))
+    else:
+        screen.print(plain(f"Next: {command}"))
 
 
 def show_plan(asking: Asking, asker: Annotator | SelfRefiner) -> None:
@@ -383,6 +440,7 @@ def _plan_rows(plan: Plan, asking: Asking) -> list[tuple[str, str]]:
         cost = f"${plan.cost:.4f} at ${asking.price.input:g} / ${asking.price.output:g} a million"
         cost += ", half of it for a batch" if asking.flags.batch else ""
         cost += f", prices of {asking.price.checked}" if asking.price.checked else ""
+    thinking = "" if plan.measured else "; a model that thinks takes many times more"
     time = "unknown until a call was timed; a run with --limit 20 does"
     if asking.flags.batch:
         time = "within a day"
@@ -392,7 +450,8 @@ def _plan_rows(plan: Plan, asking: Asking) -> list[tuple[str, str]]:
         ("rows", f"{plan.rows:,}"),
         ("calls", f"{plan.calls:,} ({plan.known:,} answers are in the cache)"),
         ("prompt tokens", f"{plan.prompt_tokens:,}, {basis}"),
-        ("answer tokens", f"{plan.completion_tokens:,}"),
+        ("answer tokens", f"{plan.completion_tokens:,}{thinking}"),
         ("price", cost),
         ("time", time),
+        ("cache", str(asking.cache.path or "none yet")),
     ]

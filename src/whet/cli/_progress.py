@@ -15,6 +15,8 @@ _NAMES = {
     "encode": ("encoding", "texts"),
     "round": ("training", "fits"),
     "bench": ("finishing", "runs"),
+    "tokens": ("reading", "texts"),
+    "step": ("training", "steps"),
     "plan": ("counting", "rows"),
     "annotate": ("asking", "rows"),
     "batch": ("waiting for", "answers"),
@@ -63,6 +65,14 @@ class ProgressReporter:
     ) -> None:
         if self._bars is not None:
             self._bars.stop()
+
+    def say(self, said: str) -> None:
+        """Write a sentence without disturbing the bar."""
+        line = "".join(c if c.isprintable() else " " for c in f"whet: {said}")
+        if self._bars is not None:
+            self._bars.console.print(line, markup=False, highlight=False)
+        else:
+            sys.stderr.write(line + "\n")
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         verb, unit = _NAMES.get(stage, (stage, ""))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from whet.cli._asking import Asking, Flags, ask_account, check_target, print_table, show_plan
+from whet.cli._asking import Asking, Flags, ask_account, check_target, end, print_table, show_plan
 from whet.errors import WhetError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def annotate(
     Writes all input columns, pseudo_label, pseudo_prob and pseudo_abstain. The same command again
     goes on where it was interrupted, and asks nothing twice.
 
-        whet annotate corpus.csv --task media_bias --model gpt-4o-mini --out labelled.csv
+        whet annotate corpus.csv --task media_bias --model gpt-6-luna --out labelled.csv
     """
     with Asking(input, flags) as asking:
         from whet.annotate.annotator import Annotator
@@ -79,7 +79,7 @@ def _annotate(asking: Asking, annotator: Annotator) -> None:
     columns = Columns(asking.flags.column)
     added = columns.fields(asking.rows.task)
     extended(asking.rows.stream, added)
-    check_target(asking.out, asking.source)
+    check_target(asking.out, asking.source, asking.rows.stream.num_rows)
     stop = asking.buy(annotator)
     tally = Tally(several=annotator.samples > 1)
 
@@ -90,7 +90,8 @@ def _annotate(asking: Asking, annotator: Annotator) -> None:
             yield columns.values(outcome)
 
     def finish(digest: str) -> None:
-        account = ask_account(asking, digest) | {
+        judged = [{"purpose": "accuracy of the labels", "rows": len(tally.right)}]
+        account = ask_account(asking, digest, judged, stop) | {
             "samples": annotator.samples,
             "temperature": annotator.temperature,
             "rows_per_request": annotator.rows_per_request,
@@ -101,6 +102,7 @@ def _annotate(asking: Asking, annotator: Annotator) -> None:
 
     write_rows(asking.out, asking.rows.stream, added, values(), finish)
     _show(asking, tally, columns, stop)
+    end(stop)
 
 
 class Tally:
@@ -184,7 +186,8 @@ def _show(asking: Asking, tally: Tally, columns: Columns, stop: Stop | None) -> 
             (f"abstained: {reason}", f"{n:,}" + (f"; first: {detail[:80]}" if detail else ""))
         )
     sure = account["with_probability"]
-    hint = "" if sure else "; --samples 5 would measure agreement"
+    asks = asking.flags.backend in ("openai", "anthropic")
+    hint = "" if sure or not asks else "; --samples 5 would measure agreement"
     if tally.several and sure >= 20 and tally.unanimous == sure:
         hint = "; all samples agree: does the server heed the temperature?"
     shown.append(("with confidence", f"{sure:,}{hint}"))
@@ -207,15 +210,22 @@ def _show(asking: Asking, tally: Tally, columns: Columns, stop: Stop | None) -> 
             f"no row of {asking.source} got a label (column {columns.abstain} of {asking.out} says "
             "why): mend the cause and run again"
         )
-    print_table(said, shown, next_step(asking, columns.label))
+    probability = columns.probability if sure == rows["labelled"] else None
+    print_table(said, shown, *next_step(asking, columns.label, probability, stop))
 
 
-def next_step(asking: Asking, label: str) -> str:
-    """Return the command that refines the labels."""
+def next_step(
+    asking: Asking, label: str, probability: str | None, stop: Stop | None
+) -> tuple[str, str]:
+    """Return what to do next, in words and as a command; either may be empty."""
     flags = asking.flags
+    if stop is not None:
+        return "run the same command again to go on", ""
+    if flags.limit is not None:
+        return "run the same command without --limit", ""
     parts = ["whet", "refine", str(asking.out), "--text", flags.text, "--pseudo", label]
-    parts += ["--gold", flags.gold or "GOLD", "--out", "run"]
-    line = shlex.join(parts)
-    if flags.gold is None:
-        line += ", after labelling about 50 random rows by hand in a column GOLD"
-    return line
+    parts += ["--pseudo-prob", probability] if probability else []
+    command = shlex.join([*parts, "--gold", flags.gold or "GOLD", "--out", "run"])
+    if flags.gold is not None:
+        return "", command
+    return "label about 50 random rows by hand in a new column, here GOLD, and then", command

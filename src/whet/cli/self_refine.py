@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from whet.cli._asking import Asking, Flags, ask_account, check_target, print_table, show_plan
+from whet.cli._asking import Asking, Flags, ask_account, check_target, end, print_table, show_plan
 from whet.cli.annotate import next_step
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def self_refine(
     The baseline of the SILR paper. Writes a column of labels for each round, pseudo_label_0 being
     the first, and the feedback. With --gold it says whether a round was better than the first.
 
-        whet self-refine corpus.csv --task media_bias --model gpt-4o-mini --gold gold --out out.csv
+        whet self-refine corpus.csv --task media_bias --model gpt-6-luna --gold gold --out out.csv
     """
     with Asking(input, flags) as asking:
         from whet.annotate.self_refine import SelfRefiner
@@ -56,7 +56,7 @@ def _self_refine(asking: Asking, refiner: SelfRefiner) -> None:
     column = asking.flags.column
     added = refiner.fields(column)
     extended(asking.rows.stream, added)
-    check_target(asking.out, asking.source)
+    check_target(asking.out, asking.source, asking.rows.stream.num_rows)
     stop = asking.buy(refiner)
     tally = Rounds(refiner.rounds)
 
@@ -67,7 +67,11 @@ def _self_refine(asking: Asking, refiner: SelfRefiner) -> None:
             yield refiner.values(revision, column)
 
     def finish(digest: str) -> None:
-        account = ask_account(asking, digest) | {
+        judged = [
+            {"purpose": "accuracy of each round, gain over round 0", "rows": tally.judged_rows},
+            {"purpose": "advice which round to use", "rows": tally.judged_rows},
+        ]
+        account = ask_account(asking, digest, judged, stop) | {
             "rounds": tally.account(),
             "columns": [field.name for field in added],
         }
@@ -75,6 +79,7 @@ def _self_refine(asking: Asking, refiner: SelfRefiner) -> None:
 
     write_rows(asking.out, asking.rows.stream, added, values(), finish)
     _show(asking, tally, stop)
+    end(stop)
 
 
 class Rounds:
@@ -90,7 +95,7 @@ class Rounds:
     >>> from whet.annotate.self_refine import Revision
     >>> tally = Rounds(1)
     >>> tally.add(Revision((Label("spam"), Label("ham")), ("no",)), "ham")
-    >>> [round["changed"] for round in tally.account()]
+    >>> [round["differ_from_round_0"] for round in tally.account()]
     [0, 1]
     """
 
@@ -117,13 +122,18 @@ class Rounds:
             said: dict[str, Any] = {
                 "round": r,
                 "labelled": labelled,
-                "changed": self.changed[r],
+                "differ_from_round_0": self.changed[r],
             }
             accuracy, gain = self.judged(r)
             said["accuracy"] = None if accuracy is None else accuracy.as_dict()
             said["gain"] = None if gain is None else gain.as_dict()
             rounds.append(said)
         return rounds
+
+    @property
+    def judged_rows(self) -> int:
+        """Gold rows that round 0 labelled."""
+        return len(self._right[0])
 
     def judged(self, r: int) -> tuple[Estimate | None, Estimate | None]:
         """Return the accuracy of a round, and its gain over round 0, where gold tells."""
@@ -166,10 +176,10 @@ def _show(asking: Asking, tally: Rounds, stop: Stop | None) -> None:
             f"Gold does not show that it helped ({_points(gain)} points, n = {gain.n}): keep "
             "round 0."
         )
-    said = f"Stopped early: {stop.reason}. {verdict}" if stop is not None else verdict
+    said = f"{verdict} Stopped early: {stop.reason}." if stop is not None else verdict
     shown += asking.spent_rows()
     shown += [("labels", str(asking.out)), ("account", str(asking.account_path))]
-    print_table(said, shown, next_step(asking, f"{asking.flags.column}_{use}"))
+    print_table(said, shown, *next_step(asking, f"{asking.flags.column}_{use}", None, stop))
 
 
 def _points(gain: Estimate) -> str:
