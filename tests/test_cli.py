@@ -548,6 +548,7 @@ def test_recipe_alone_is_enough(key, here):
         "gold_budget": 33,
         "guard": "off",
         "seed": 7,
+        **dict.fromkeys(("preset", "tune", "quantize", "epochs", "tokens_per_batch")),
     }
 
 

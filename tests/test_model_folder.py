@@ -281,9 +281,10 @@ def test_planted_files_are_never_opened_by_the_embedding_encoder(trap, sprung):
 
 
 def test_sources_load_and_run_nothing():
-    forbidden = re.compile(r"\b(?:pickle|joblib|dill)\b|\btorch\.load\b|\b(?:eval|exec)\(")
+    forbidden = re.compile(r"\b(?:pickle|joblib|dill)\b|\btorch\.load\b|\b(?:eval|exec)\((?!\))")
     assert forbidden.search("import pickle")
     assert forbidden.search("x = eval('1')")
+    assert not forbidden.search("module.eval()")  # torch's, which only stops dropout
     sources = [p for p in (ROOT / "src").rglob("*") if p.suffix in (".py", ".j2")]
     assert len(sources) > 20
     hits = [

@@ -1,7 +1,8 @@
 """The run folder: every file is written to a temporary name and renamed, the manifest last.
 
     settings.json          first: what was asked for, and the SHA-256 of the input
-    features.safetensors   the encoded corpus, until the run is complete
+    features.safetensors   the encoded corpus, until the run is complete; tokens.safetensors and
+                           checkpoint-*.safetensors where a model is fine-tuned
     rounds/NN/             labels.parquet, then round.json; with round.json the round exists
     model/                 the classifier
     refined.parquet        the result
@@ -36,9 +37,11 @@ from whet.rounds import Round
 #: Version of the run folder's format; a change that readers notice raises it.
 FORMAT_VERSION = 1
 #: What only an unfinished run needs.
-_WORKING_FILES = ("features.safetensors", "encoder.safetensors")
+_WORKING_FILES = ("features.safetensors", "encoder.safetensors", "tokens.safetensors")
+#: Of each fit of a fine-tuned model.
+_CHECKPOINTS = "checkpoint-*.safetensors"
 #: What :func:`write_atomic` leaves when the process is killed.
-_TEMPORARY = re.compile(r"\.\w+\.(json|safetensors|parquet|md|svg)\.\d+\.tmp")
+_TEMPORARY = re.compile(r"\.[\w-]+\.(json|safetensors|parquet|md|svg)\.\d+\.tmp")
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -267,15 +270,22 @@ class RunFolder:
             if _TEMPORARY.fullmatch(leftover.name):
                 leftover.unlink(missing_ok=True)
         if self.complete:
-            for name in _WORKING_FILES:
-                (self.path / name).unlink(missing_ok=True)
+            self._drop_working_files()
+
+    def _drop_working_files(self) -> None:
+        for name in _WORKING_FILES:
+            (self.path / name).unlink(missing_ok=True)
+        for file in self.path.glob(_CHECKPOINTS):
+            file.unlink(missing_ok=True)
 
     def discard_if_empty(self) -> None:
-        """Remove what this run wrote, unless a round is stored that is worth resuming."""
+        """Remove what this run wrote, unless rounds or steps are stored: worth resuming."""
         if self._lock is None or self.complete or (self.path / "rounds").is_dir():
             return
-        for name in (*_WORKING_FILES, "settings.json"):
-            (self.path / name).unlink(missing_ok=True)
+        if any(self.path.glob(_CHECKPOINTS)):
+            return
+        self._drop_working_files()
+        (self.path / "settings.json").unlink(missing_ok=True)
         if self._created:
             self.path.rmdir()
 
@@ -346,6 +356,38 @@ class RunFolder:
 
     def _round_folder(self, number: int) -> Path:
         return self.path / "rounds" / f"{number:02d}"
+
+
+class FollowedRun(RunFolder):
+    """The run of another process that this one works for: it reads, the other writes.
+
+    Parameters
+    ----------
+    path : Path
+        The output folder.
+    settings : dict
+
+    Examples
+    --------
+    >>> FollowedRun(Path("no/folder"), {}).load_round(1) is None
+    True
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path, self.settings = path, settings
+        self._lock = None
+
+    def open(self) -> None:
+        """Do nothing."""
+
+    def save_round(self, finished: Round) -> None:
+        """Do nothing."""
+
+    def save_result(self, table: pa.Table) -> None:
+        """Do nothing."""
+
+    def finish(self, manifest: dict[str, Any]) -> None:
+        """Do nothing."""
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401

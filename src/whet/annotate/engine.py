@@ -120,7 +120,7 @@ class Engine:
         tasks = [asyncio.create_task(work()) for _ in range(workers)]
         try:
             with self._signals(tasks):
-                await asyncio.gather(*tasks, return_exceptions=False)
+                await asyncio.gather(*tasks)
         except asyncio.CancelledError:
             if self.stopped is _INTERRUPT:
                 raise KeyboardInterrupt from None
@@ -156,7 +156,8 @@ class Engine:
         finally:
             for number, handler in zip(signals, before, strict=True):
                 loop.remove_signal_handler(number)
-                signal.signal(number, handler)
+                if handler is not None:  # None: it was not set from Python
+                    signal.signal(number, handler)
         if self.stopped is _INTERRUPT:
             raise KeyboardInterrupt
 

@@ -14,7 +14,6 @@ that nothing is computed twice:
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import inspect
 import json
 import re
@@ -29,15 +28,10 @@ from whet.annotate.prompts import without_thinking
 from whet.annotate.protocol import Answer, Failure, Reply, Request, Stop
 from whet.errors import WhetError
 from whet.extras import require
+from whet.hub import check_exists, find_folder, fingerprint, reason
 
 #: Most entries of one attention mask, and of one table of log-probabilities.
 MASK_CELLS, LOGIT_CELLS = 1 << 26, 1 << 27
-#: Bytes of each tensor's beginning and middle that identify weights.
-SAMPLED = 4096
-
-#: Files of a model that are data, and copies of weights that other programs read.
-_WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-_UNWANTED = ["*/*", "consolidated*"]
 #: How the end of a prompt is cut into tokens depends on its last characters.
 _TAIL = 16
 #: Replacements of the first character of a mark that a text may not hold.
@@ -84,8 +78,8 @@ class LocalBackend:
     Attributes
     ----------
     route : dict
-        Name of the model as given, what identifies its weights (see :func:`fingerprint`; of a hub
-        id the commit) and their type.
+        Name of the model as given, what identifies its weights (see
+        :func:`whet.hub.fingerprint`; of a hub id the commit) and their type.
     at_once : int
         256.
 
@@ -112,16 +106,11 @@ language model, or a hub id
         if batch_tokens is not None and batch_tokens < 1:
             raise WhetError(f"batch_tokens = {batch_tokens}: it must be at least 1; raise it")
         given = Path(model).expanduser()
-        if model.startswith((".", "/", "~")) and not given.is_dir():
-            raise WhetError(
-                f"the model folder {model} does not exist: name the folder of a language model, "
-                "or a hub id"
-            )
+        check_exists(model)
         self._transformers = require("transformers", "the local back end")
         self._torch = require("torch", "the local back end")
         self._name = model
-        self._folder = given if given.is_dir() else _download(model)
-        _check(self._folder, model)
+        self._folder = find_folder(model, "the local back end")
         self._device = device or ("cuda" if self._torch.cuda.is_available() else "cpu")
         half = self._device.startswith("cuda")
         self._batch_tokens = batch_tokens or (16384 if half else 1024)
@@ -182,7 +171,7 @@ language model, or a hub id
             self._model = model.to(self._device).eval()
         except Exception as error:  # a damaged folder fails in as many ways as it has files
             raise WhetError(
-                f"the model {self._name!r} cannot be loaded ({_reason(error)}): name a folder that "
+                f"the model {self._name!r} cannot be loaded ({reason(error)}): name a folder that "
                 "holds a causal language model of transformers with safetensors weights"
             ) from error
         config = self._model.config.get_text_config(decoder=True)
@@ -270,7 +259,7 @@ language model, or a hub id
                 except Exception:  # noqa: S110 - the first one says why
                     pass
             raise WhetError(
-                f"the chat template of {self._name!r} refuses the messages ({_reason(error)}): "
+                f"the chat template of {self._name!r} refuses the messages ({reason(error)}): "
                 "mend the template or remove it from the folder"
             ) from error
 
@@ -637,113 +626,6 @@ class _Sampler:
         return scores
 
 
-def fingerprint(folder: Path) -> str:
-    """Return a SHA-256 that changes when the model in a folder is trained further or exchanged.
-
-    It covers the configuration and tokenizer files, and of each safetensors file its size, its
-    header and 4 KiB from the beginning and the middle of every tensor. Training changes whole
-    tensors, so it shows; an edit of a few numbers elsewhere in a tensor does not.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as name:
-    ...     folder = Path(name)
-    ...     _ = (folder / "config.json").write_text("{}")
-    ...     before = fingerprint(folder)
-    ...     _ = (folder / "config.json").write_text('{"vocab_size": 8}')
-    ...     before == fingerprint(folder)
-    False
-    """
-    whole = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".json", ".jinja", ".txt", ".model"):
-            content = path.read_bytes()
-        elif path.suffix == ".safetensors":
-            content = _sample(path)
-        else:
-            continue
-        for part in (path.name.encode(), content):
-            whole.update(len(part).to_bytes(8, "little") + part)
-    return whole.hexdigest()
-
-
-def _sample(path: Path) -> bytes:
-    """Return size, header and parts of every tensor of a safetensors file."""
-    size = path.stat().st_size
-    parts = [size.to_bytes(8, "little")]
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 0 < length <= size - 8:
-            return b"".join(parts)  # damaged: loading says so
-        header = file.read(length)
-        parts.append(header)
-        try:
-            tensors = json.loads(header)
-            starts = sorted(
-                8 + length + int(tensor["data_offsets"][0]) + shift
-                for name, tensor in tensors.items()
-                if name != "__metadata__"
-                for shift in (0, (tensor["data_offsets"][1] - tensor["data_offsets"][0]) // 2)
-            )
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return b"".join(parts)
-        for start in starts:
-            file.seek(start)
-            parts.append(file.read(SAMPLED))
-    return b"".join(parts)
-
-
-def _download(hub_id: str) -> Path:
-    """Fetch a model from the hub, data files only, and return its folder."""
-    hub = require("huggingface_hub", "the local back end")
-    try:
-        return Path(
-            hub.snapshot_download(hub_id, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
-        )
-    except Exception as error:  # not there, not reachable, not allowed
-        raise WhetError(
-            f"the model {hub_id!r} is neither a folder nor a hub id that can be reached "
-            f"({_reason(error)}): name the folder of a language model, or a hub id"
-        ) from error
-
-
-def _check(folder: Path, name: str) -> None:
-    """Raise ``WhetError`` if a folder is no model, brings code, or needs another folder."""
-    if not (folder / "config.json").is_file():
-        raise WhetError(
-            f"the model {name!r} has no config.json: name the folder of a language model"
-            + (
-                ", which an adapter is not; merge it into its model and save that"
-                if (folder / "adapter_config.json").exists()
-                else ""
-            )
-        )
-    if (folder / "adapter_config.json").exists():
-        raise WhetError(
-            f"the model {name!r} holds an adapter, which needs another model: merge the adapter "
-            "into its model and save that"
-        )
-    for file in ("config.json", "tokenizer_config.json"):
-        path = folder / file
-        try:
-            keys = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        except (OSError, ValueError) as error:
-            raise WhetError(
-                f"{file} of the model {name!r} cannot be read ({_reason(error)}): restore it"
-            ) from error
-        if isinstance(keys, dict) and "auto_map" in keys:
-            raise WhetError(
-                f"the model {name!r} brings code of its own (auto_map in {file}), which whet does "
-                "not run: choose a model whose architecture transformers has"
-            )
-    if not any(folder.glob("*.safetensors")):
-        raise WhetError(
-            f"the model {name!r} has no safetensors weights, the only ones that whet opens: "
-            "convert them to safetensors"
-        )
-
-
 def _attends_to_all(library: Any, config: Any) -> bool:  # noqa: ANN401
     """Whether every layer sees the whole prompt, so that keys and values are all there is to keep.
 
@@ -803,8 +685,3 @@ def _answer(row: _Row, logs: Sequence[float]) -> Answer:
 
 def _too_long(length: int, longest: int) -> Failure:
     return Failure("rejected", f"{length:,} tokens, the model takes {longest:,}")
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -156,32 +156,60 @@ class UUClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return _two_columns(scores[:, 0] if scores.shape[1] == 1 else scores)
 
     def _risk(self, codes: IntArray, n_classes: int) -> Risk:
-        if self.method not in METHODS:
-            raise WhetError(f"unknown method {self.method!r} (valid: {', '.join(METHODS)})")
-        share = set_shares(codes, n_classes)
-        if self.method == "pn" or self.theta is None:
-            return Risk.pn(share)
-        theta = np.asarray(self.theta, dtype=np.float64)
-        if theta.shape != (n_classes, n_classes):
-            raise WhetError(
-                f"theta has shape {theta.shape} but y holds {n_classes} classes: pass "
-                f"P(y = j | pseudo-label i) with shape ({n_classes}, {n_classes})"
-            )
-        prior = share @ theta if self.prior is None else np.asarray(self.prior, dtype=np.float64)
-        if prior.shape != (n_classes,):
-            raise WhetError(f"prior has shape {prior.shape}: pass one number a class")
-        # A set without rows says nothing: leaving its row out keeps the weights of the others
-        # right, since the pseudo-inverse exists for any number of sets.
-        present = share > 0
-        weights = np.zeros_like(theta)
-        slope = 1.0 if self.method == "uu" else SILR_SLOPE
-        weights[present] = Risk.uu(theta[present], prior, slope).weights
-        return Risk(weights, slope)
+        return pseudo_label_risk(self.method, set_shares(codes, n_classes), self.theta, self.prior)
 
     def __sklearn_tags__(self) -> Any:  # noqa: ANN401
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
+
+
+def pseudo_label_risk(
+    method: str, share: FloatArray, theta: ArrayLike | None, prior: ArrayLike | None
+) -> Risk:
+    """Return the risk of a method for pseudo-labelled sets.
+
+    Parameters
+    ----------
+    method : {"silr", "uu", "pn"}
+    share : float64 array of shape (K,)
+        Share of the rows in each set.
+    theta : array of shape (K, K) or None
+        P(y = j | set i); None takes the labels for the truth, as ``pn`` does.
+    prior : array of shape (K,) or None
+        P(y = j); None takes what theta and the shares imply.
+
+    Raises
+    ------
+    WhetError
+        If the method is unknown, or theta or prior do not fit the number of classes.
+
+    Examples
+    --------
+    >>> pseudo_label_risk("uu", np.array([0.5, 0.5]), [[0.8, 0.2], [0.2, 0.8]], None).slope
+    1.0
+    """
+    if method not in METHODS:
+        raise WhetError(f"unknown method {method!r} (valid: {', '.join(METHODS)})")
+    if method == "pn" or theta is None:
+        return Risk.pn(share)
+    n_classes = len(share)
+    theta = np.asarray(theta, dtype=np.float64)
+    if theta.shape != (n_classes, n_classes):
+        raise WhetError(
+            f"theta has shape {theta.shape} but y holds {n_classes} classes: pass "
+            f"P(y = j | pseudo-label i) with shape ({n_classes}, {n_classes})"
+        )
+    prior = share @ theta if prior is None else np.asarray(prior, dtype=np.float64)
+    if prior.shape != (n_classes,):
+        raise WhetError(f"prior has shape {prior.shape}: pass one number a class")
+    # A set without rows says nothing: leaving its row out keeps the weights of the others
+    # right, since the pseudo-inverse exists for any number of sets.
+    present = share > 0
+    weights = np.zeros_like(theta)
+    slope = 1.0 if method == "uu" else SILR_SLOPE
+    weights[present] = Risk.uu(theta[present], prior, slope).weights
+    return Risk(weights, slope)
 
 
 def fit_soft_labels(

@@ -72,15 +72,7 @@ def load(folder: Any) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:  # noqa
             f"{path} has format {config.get('format_version')!r}, this whet reads {MODEL_FORMAT}: "
             "use the whet version that wrote it, named in its config.json"
         )
-    classes, encoder = config.get("classes"), config.get("encoder")
-    if (
-        not isinstance(classes, list)
-        or len(classes) < 2
-        or not all(isinstance(label, str | int) for label in classes)
-        or len({str(label) for label in classes}) < len(classes)
-        or not all(isinstance(label, str) or abs(label) < 1 << 63 for label in classes)
-    ):
-        raise WhetError(f"{path / 'config.json'} names no distinct classes: restore the folder")
+    encoder, classes = config.get("encoder"), check_classes(config, path / "config.json")
     if not isinstance(encoder, dict) or not isinstance(config.get("refiner", {}), dict):
         raise WhetError(f"{path / 'config.json'} lacks its settings: restore the folder")
     arrays = read_arrays(path / "model.safetensors")
@@ -96,6 +88,26 @@ def load(folder: Any) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:  # noqa
             raise WhetError(f"{path / 'model.safetensors'} holds NaN or no sane {name}: restore it")
     config.setdefault("refiner", {})
     return config, arrays
+
+
+def check_classes(config: dict[str, Any], file: Path) -> list[Any]:
+    """Return the classes that a file names.
+
+    Raises
+    ------
+    WhetError
+        If they are not at least two distinct labels.
+    """
+    classes = config.get("classes")
+    if (
+        not isinstance(classes, list)
+        or len(classes) < 2
+        or not all(isinstance(label, str | int) for label in classes)
+        or len({str(label) for label in classes}) < len(classes)
+        or not all(isinstance(label, str) or abs(label) < 1 << 63 for label in classes)
+    ):
+        raise WhetError(f"{file} names no distinct classes: restore the folder")
+    return classes
 
 
 def _code(value: object) -> str:

@@ -7,7 +7,8 @@ import warnings
 from collections.abc import Iterable
 from functools import partial
 from hashlib import blake2b
-from typing import Any, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,10 +36,22 @@ from whet.classify.labels import MISSING, Codes, class_array
 from whet.classify.learner import RiskLearner, relabel_all
 from whet.classify.risks import FloatArray
 from whet.classify.tsp import PURPOSE, Fitted, TspLearner, explain, margin_rule, proposals
+from whet.classify.tuned import (
+    FILE,
+    PREFIX,
+    TunedLearner,
+    load_tuned,
+    save_tuned,
+    tuned_folder,
+    tuned_probabilities,
+)
 from whet.corpus import check_texts
 from whet.errors import WhetError, WhetWarning, did_you_mean
 from whet.rounds import Outcome, Progress, Rule, run_rounds, split
 from whet.store import RunFolder
+
+if TYPE_CHECKING:
+    from whet.finetune.settings import Settings
 
 #: The default, and the methods that minimise a risk of the pseudo-labels.
 METHODS = ("tsp", *RISKS)
@@ -59,14 +72,16 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     encoder : str or encoder
         ``"tfidf"`` (nothing is downloaded), ``"embed:<folder or hub id>"``, ``"auto"`` (n-grams,
         and beside them the embeddings of a MiniLM where one is installed), ``"auto:<folder or hub
-        id>"``, or an object with ``fit`` and ``transform``.
+        id>"``, or an object with ``fit`` and ``transform``. ``"hf:<folder or hub id>"`` fine-tunes
+        that model in each round, with the methods other than ``tsp``.
     theta : {"gold", "oracle", "released"}
         Class ratios of the pseudo-labelled sets: estimated from the gold labels; from the truth
         of every row (experiments); or as the released code of SILR does it, defects included.
         ``tsp`` knows ``"gold"`` only.
     rounds : int, optional
-        Rounds of fit, propose, decide, relabel; at least 1. None means 2 for ``tsp`` and 5 for
-        the others, as the paper of SILR has.
+        Rounds of fit, propose, decide, relabel; at least 1. None means 2 for ``tsp``, 1 for a
+        fine-tuned model, whose later rounds lose what the first has gained, and 5 for the others,
+        as the paper of SILR has.
     folds : int, optional
         0 fits on all rows and relabels all rows, as SILR is published; K >= 2 scores each row by
         a classifier that was not fitted on it. None means 5 for ``tsp``, which needs folds, and 0
@@ -79,6 +94,8 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         worse (``mild``), or never (``off``, as published).
     random_state : int, RandomState or None
         Seed of folds and samples.
+    finetune : Settings, optional
+        How a model named ``"hf:..."`` is fine-tuned; see :class:`whet.finetune.settings.Settings`.
 
     Attributes
     ----------
@@ -154,6 +171,7 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         gold_budget: int = 100,
         guard: str = "safe",
         random_state: Any = 0,  # noqa: ANN401
+        finetune: Settings | None = None,
     ) -> None:
         self.method = method
         self.encoder = encoder
@@ -163,6 +181,7 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.gold_budget = gold_budget
         self.guard = guard
         self.random_state = random_state
+        self.finetune = finetune
 
     def fit(
         self,
@@ -214,17 +233,26 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         began = time.perf_counter()
         self._check_parameters()
+        for fitted in ("tuned_", "coef_"):  # of a fit before, which may have had the other kind
+            if hasattr(self, fitted):
+                delattr(self, fitted)
         seed = _seed(self.random_state)
         inputs = check_inputs(texts, pseudo_labels, gold_labels, gold_classes=self.method == "tsp")
         texts, pseudo, self.classes_ = inputs.texts, inputs.pseudo, inputs.classes
         ledger = self._open_ledger(inputs.gold, seed)
         groups = _text_numbers(texts, seed)
         names = annotator_names(pseudo_labels)
-        learner = self._learner(inputs, confidence, names, ledger, groups, seed)
+        learner = self._learner(inputs, confidence, names, ledger, groups, seed, run)
         learner.start_round(pseudo, 1)  # refuses a hopeless annotator before any work is done
         folds = 0 if self.method == "tsp" else (self.folds or 0)  # tsp solves all folds at once
         parts = split(len(texts), folds, groups, seed)
-        learner.features = self._encode(texts, run, progress)
+        if isinstance(learner, TunedLearner):
+            learner.progress = progress
+            if run is not None:
+                run.open()
+            learner.encode(texts)
+        else:
+            learner.features = self._encode(texts, run, progress)
         encoded = time.perf_counter()
         outcome = run_rounds(
             pseudo,
@@ -239,8 +267,11 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         model = outcome.model
         if model is None:  # cross-fitted, or the last round came from the run folder
             model = learner.fit(np.arange(len(texts)), outcome.before_last, self.n_iter_)
-        coef, self.intercept_ = learner.classifier(model)
-        self.coef_ = coef.astype(np.float32)
+        if isinstance(learner, TunedLearner):
+            self.tuned_ = model
+        else:
+            coef, self.intercept_ = learner.classifier(model)
+            self.coef_ = coef.astype(np.float32)
         self._conclude(pseudo, ledger, outcome, model)
         self.seconds_ = {
             "encode": round(encoded - began, 3),
@@ -253,10 +284,12 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         They rank texts well but are not calibrated.
         """
-        check_is_fitted(self, "coef_")
+        check_is_fitted(self, ["coef_", "tuned_"], all_or_any=any)
         checked = check_texts(texts)
         if not checked:
             return np.empty((0, len(self.classes_)))
+        if hasattr(self, "tuned_"):
+            return tuned_probabilities(self.tuned_, self.tuned_.encode(checked))
         features = self.encoder_.transform(checked)
         if not isinstance(self.encoder_, BuiltinEncoder):
             features = check_features(features, len(checked))
@@ -286,7 +319,11 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         WhetError
             If the encoder is an object of your own, which whet cannot save.
         """
-        check_is_fitted(self, "coef_")
+        check_is_fitted(self, ["coef_", "tuned_"], all_or_any=any)
+        if hasattr(self, "tuned_"):
+            classes, parameters = self.classes_.tolist(), self.get_params(deep=False)
+            save_tuned(Path(folder), self.tuned_, classes, parameters, self._about())
+            return
         if not isinstance(self.encoder_, BuiltinEncoder):
             raise WhetError(
                 f"the encoder {type(self.encoder_).__name__} is not one of whet's and cannot be "
@@ -309,6 +346,7 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "estimate": {k: str(v) for k, v in getattr(self, "estimate_", {}).items()},
         }
         arrays = {**self.encoder_.arrays(), "coef": self.coef_, "intercept": self.intercept_}
+        (Path(folder) / FILE).unlink(missing_ok=True)  # of a fine-tuned one that was here
         model_folder.save(folder, config, arrays, card)
 
     @classmethod
@@ -320,14 +358,30 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         WhetError
             If a file is missing, damaged, or of the wrong shape.
         """
-        config, arrays = model_folder.load(folder)
         known = cls().get_params()
+        if tuned := tuned_folder(Path(folder)):
+            model, classes, parameters = load_tuned(tuned)
+            refiner = cls(**{k: v for k, v in parameters.items() if k in known})
+            refiner.classes_, refiner.tuned_ = class_array(classes), model
+            return refiner
+        config, arrays = model_folder.load(folder)
         refiner = cls(**{k: v for k, v in config["refiner"].items() if k in known})
         refiner.classes_ = class_array(config["classes"])
         refiner.encoder_ = encoder_from_state(config["encoder"], arrays)
         refiner.encoder = refiner.encoder_.spec
         refiner.coef_, refiner.intercept_ = arrays["coef"], arrays["intercept"]
         return refiner
+
+    def _about(self) -> str:
+        """Return what the card of a fine-tuned classifier says of its labels."""
+        said = [f"Labels: of an annotator, refined by the method `{self.method}`."]
+        if hasattr(self, "gold_"):
+            purposes = dict.fromkeys(use["purpose"] for use in self.gold_["uses"])
+            said.append(f"Rounds: {self.n_iter_}. Gold rows: {self.gold_['kept']}, used for:")
+            said += [f"- {purpose}" for purpose in purposes]
+            said.append(self.verdict_)
+            said += [f"{name}: {value}" for name, value in self.estimate_.items()]
+        return "\n\n".join(said)
 
     def __sklearn_tags__(self) -> Any:  # noqa: ANN401
         tags = super().__sklearn_tags__()
@@ -352,6 +406,16 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ):
             if not isinstance(number, int | np.integer) or number < least:
                 raise WhetError(f"{name} = {number!r}: give a whole number of at least {least}")
+        if self.method == "tsp" and self._tunes():
+            raise WhetError(
+                f"encoder = {self.encoder!r} fine-tunes a model, which method='tsp' has no student "
+                f"for: name one of the methods {', '.join(RISKS)}, or use 'embed:...'"
+            )
+        if self.finetune is not None and not self._tunes():
+            raise WhetError(
+                f"finetune is given, and encoder = {self.encoder!r} is not fine-tuned: name a "
+                "model with 'hf:...', or leave it out"
+            )
         if self.method == "tsp" and self.theta != "gold":
             raise WhetError(
                 f"theta={self.theta!r} is for the methods {', '.join(RISKS)}, and method='tsp' has "
@@ -364,7 +428,14 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
 
     def _n_rounds(self) -> Any:  # noqa: ANN401 - checked by the caller
-        return (2 if self.method == "tsp" else 5) if self.rounds is None else self.rounds
+        if self.rounds is not None:
+            return self.rounds
+        if self.method == "tsp":
+            return 2
+        return 1 if self._tunes() else 5
+
+    def _tunes(self) -> bool:
+        return isinstance(self.encoder, str) and self.encoder.startswith(PREFIX)
 
     def _open_ledger(self, gold: Codes, seed: int) -> GoldLedger:
         """Put the gold labels behind their ledger; refuse or warn where there are too few."""
@@ -432,6 +503,7 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ledger: GoldLedger,
         groups: NDArray[np.int64],
         seed: int,
+        run: RunFolder | None,
     ) -> RiskLearner | TspLearner:
         sure = check_confidence(confidence, inputs.votes, names)
         if self.method == "tsp":
@@ -450,7 +522,13 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"confidence is given, and method={self.method!r} does not use it: use "
                 "method='tsp', or leave it out"
             )
-        return RiskLearner(self.method, self.theta, self.gold_budget, ledger, self.classes_, seed)
+        common = (self.method, self.theta, self.gold_budget, ledger, self.classes_, seed)
+        if not self._tunes():
+            return RiskLearner(*common)
+        from whet.finetune.trainer import FineTuner
+
+        tuner = FineTuner(str(self.encoder).removeprefix(PREFIX), self.finetune)
+        return TunedLearner(*common, tuner, None if run is None else run.path)
 
     def _purpose(self) -> str:
         return PURPOSE if self.method == "tsp" else f"theta and prior ({self.theta})"

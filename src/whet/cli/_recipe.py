@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -35,6 +35,11 @@ class RefineRecipe(BaseModel):
     gold_budget: int = Field(default=100, ge=1)
     guard: Literal["safe", "mild", "off"] = "safe"
     seed: int = Field(default=0, ge=0)
+    preset: Literal["silr-paper", "silr-released"] | None = None
+    tune: Literal["lora", "full"] | None = None
+    quantize: Literal["nf4", "none"] | None = None
+    epochs: int | None = Field(default=None, ge=1)
+    tokens_per_batch: int | None = Field(default=None, ge=1)
     out: str = Field(default="whet-run", min_length=1)
 
 
@@ -75,10 +80,28 @@ def load_recipe(config: Path | None, flags: dict[str, Any]) -> RefineRecipe:
         if key not in known:
             raise WhetError(f"the recipe {config} has the unknown key {key!r}" + _near(key, known))
     merged = content | {key: value for key, value in flags.items() if value is not None}
+    if merged.get("preset") is not None:
+        merged = _published(str(merged["preset"])) | merged
     try:
         return RefineRecipe.model_validate(merged)
     except ValidationError as error:
         raise WhetError(_sentence(error, config)) from error
+
+
+def _published(preset: str) -> dict[str, Any]:
+    """Return the settings of the refinement that a preset has; unknown ones are refused later."""
+    from whet.finetune.presets import PRESETS
+
+    chosen = PRESETS.get(preset)
+    if chosen is None:
+        return {}
+    return {
+        "method": chosen.method,
+        "theta": chosen.theta,
+        "rounds": chosen.rounds,
+        "folds": 0,
+        "guard": "off",
+    }
 
 
 def _near(key: str, known: list[str]) -> str:
@@ -94,6 +117,8 @@ def _sentence(error: ValidationError, config: Path | None) -> str:
         return f"{flag} is missing: give it on the command line{also}"
     value = first["input"]
     if first["type"] == "literal_error":
-        allowed = RefineRecipe.model_fields[key].annotation.__args__  # type: ignore[union-attr]
+        annotation = RefineRecipe.model_fields[key].annotation
+        kinds = [annotation, *get_args(annotation)]  # of an optional one as well
+        allowed = next(get_args(kind) for kind in kinds if get_origin(kind) is Literal)
         return f"{flag} = {value!r} is not known{did_you_mean(str(value), allowed)}"
     return f"{flag} = {value!r} is not valid ({first['msg'].lower()}): correct it"

@@ -6,6 +6,8 @@ import platform
 import resource
 import sys
 import time
+import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,13 +16,14 @@ from cyclopts import Parameter
 from whet import __version__
 from whet.cli._progress import ProgressReporter
 from whet.cli._recipe import RefineRecipe, default, load_recipe
-from whet.errors import WhetError
+from whet.errors import WhetError, WhetWarning
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from whet.classify.refiner import LabelRefiner
     from whet.corpus import Corpus
+    from whet.finetune.settings import Settings
     from whet.store import RunFolder
 
 
@@ -62,7 +65,8 @@ def refine(
     encoder: Annotated[
         str | None,
         _help(
-            "tfidf; embed:FOLDER or embed:HUB_ID (extra [embed]); auto or auto:FOLDER for both.",
+            "tfidf; embed:FOLDER or embed:HUB_ID (extra [embed]); auto or auto:FOLDER for both; "
+            "hf:FOLDER or hf:HUB_ID to fine-tune a model (extra [train]).",
             "encoder",
         ),
     ] = None,
@@ -85,6 +89,25 @@ def refine(
         _help("Keep the annotator's labels without a gain on gold: safe, mild, off.", "guard"),
     ] = None,
     seed: Annotated[int | None, _help("Seed of samples and folds.", "seed")] = None,
+    preset: Annotated[
+        str | None,
+        _help(
+            "silr-paper or silr-released: all settings as published, for --encoder hf:MODEL; "
+            "other flags win."
+        ),
+    ] = None,
+    tune: Annotated[
+        str | None,
+        _help("Of hf:MODEL train lora, the adapters, or full, all. [default: lora]"),
+    ] = None,
+    quantize: Annotated[
+        str | None,
+        _help("nf4 keeps frozen weights in 4 bits (extra [quantization]); none does not."),
+    ] = None,
+    epochs: Annotated[int | None, _help("Of each fit of hf:MODEL. [default: 3]")] = None,
+    tokens_per_batch: Annotated[
+        int | None, _help("Most tokens of a step of hf:MODEL. [default: 16 texts]")
+    ] = None,
     out: Annotated[str | None, _help("Output folder.", "out")] = None,
     resume: Annotated[
         bool, Parameter(help="Go on with an unfinished run in the output folder.", negative="")
@@ -113,6 +136,11 @@ def refine(
         "gold_budget": gold_budget,
         "guard": guard,
         "seed": seed,
+        "preset": preset,
+        "tune": tune,
+        "quantize": quantize,
+        "epochs": epochs,
+        "tokens_per_batch": tokens_per_batch,
         "out": out,
     }
     run_recipe(load_recipe(config, flags), resume=resume)
@@ -134,9 +162,14 @@ def run_recipe(recipe: RefineRecipe, *, resume: bool) -> None:
     """
     from whet.cli._summary import print_summary
     from whet.corpus import read_corpus
-    from whet.store import RunFolder, read_json, sha256_of
+    from whet.finetune.processes import launched_rank
+    from whet.store import FollowedRun, RunFolder, read_json, sha256_of
 
-    began = time.perf_counter()
+    began, leads = time.perf_counter(), launched_rank() == 0
+    if not leads and not recipe.encoder.startswith("hf:"):
+        return  # there is nothing to share
+    if not leads:
+        warnings.simplefilter("ignore", WhetWarning)  # the first process shows them
     source, out = Path(recipe.input), Path(recipe.out)
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise WhetError(f"--out {out} lies inside the input folder {source}: choose another")
@@ -151,7 +184,7 @@ def run_recipe(recipe: RefineRecipe, *, resume: bool) -> None:
         "input_sha256": sha256_of(source),
         "whet_version": __version__,
     }
-    run = RunFolder(out, settings, resume=resume)
+    run = RunFolder(out, settings, resume=resume) if leads else FollowedRun(out, settings)
     try:
         if run.complete:
             manifest = read_json(run.path / "run.json")
@@ -162,7 +195,8 @@ def run_recipe(recipe: RefineRecipe, *, resume: bool) -> None:
         raise
     finally:
         run.close()
-    print_summary(manifest, run.path)
+    if leads:
+        print_summary(manifest, run.path)
 
 
 def _refine(
@@ -172,6 +206,7 @@ def _refine(
     read_seconds: float,
 ) -> dict[str, Any]:
     from whet.classify.refiner import LabelRefiner
+    from whet.store import FollowedRun
 
     refiner = LabelRefiner(
         recipe.method,
@@ -182,9 +217,11 @@ def _refine(
         gold_budget=recipe.gold_budget,
         guard=recipe.guard,
         random_state=recipe.seed,
+        finetune=_finetune(recipe),
     )
     labels = corpus.pseudo_labels
-    with ProgressReporter() as progress:
+    leads = not isinstance(run, FollowedRun)
+    with ProgressReporter() if leads else nullcontext() as progress:
         refiner.fit_refine(
             corpus.texts,
             labels if isinstance(labels, dict) else {recipe.pseudo: labels},
@@ -202,15 +239,44 @@ def _refine(
     return manifest
 
 
+def _finetune(recipe: RefineRecipe) -> Settings | None:
+    """Return how a model is fine-tuned: the preset's settings, then the flags."""
+    flags = {
+        name: getattr(recipe, name)
+        for name in ("tune", "quantize", "epochs", "tokens_per_batch")
+        if getattr(recipe, name) is not None
+    }
+    if not recipe.encoder.startswith("hf:"):
+        given = [*(["preset"] if recipe.preset else []), *flags]
+        if given:
+            flag = "--" + given[0].replace("_", "-")
+            raise WhetError(
+                f"{flag} is for a model that is fine-tuned, and --encoder is {recipe.encoder}: "
+                "name one with --encoder hf:MODEL, or leave it out"
+            )
+        return None
+    from dataclasses import replace
+
+    from whet.finetune.presets import PRESETS
+    from whet.finetune.settings import Settings
+
+    chosen = PRESETS[recipe.preset].settings if recipe.preset else Settings()
+    if flags.get("quantize") == "none":
+        flags["quantize"] = None
+    return replace(chosen, **flags)
+
+
 def _result(corpus: Corpus, refiner: LabelRefiner, pseudo: str) -> pa.Table:
     """All input columns, then what was found; see docs/run-folder.md."""
     import pyarrow as pa
 
+    from whet.corpus import annotator_column
+
     table = corpus.table.replace_schema_metadata(None)
-    if "pseudo_label" not in table.column_names:
+    if pseudo != "pseudo_label":
         several = isinstance(corpus.pseudo_labels, dict)
         labels = pa.array(refiner.pseudo_labels_) if several else table[pseudo]
-        table = table.append_column("pseudo_label", labels)
+        table = table.append_column(annotator_column(table), labels)
     return (
         table.append_column("refined_label", pa.array(refiner.labels_.tolist()))
         .append_column("refined_prob", pa.array(refiner.label_proba_))
