@@ -461,3 +461,19 @@ def test_unusable_columns_of_probabilities_are_named(named, words):
     table |= {"p": [0.9, 0.8], "w": ["much", "little"]}
     with pytest.raises(WhetError, match=words):
         read_corpus(table, text="t", pseudo="gpt,llama", pseudo_prob=named)
+
+
+@pytest.mark.parametrize(
+    ("gold", "pseudo", "read"),
+    [
+        ([1, None, 0], ["0", "1", "1"], ["1", None, "0"]),
+        ([1.0, float("nan"), 0.0], ["0", "1", "1"], ["1", None, "0"]),
+        ([1, None, 0], ["spam", "ham", "ham"], [1, None, 0]),  # other classes: refused later
+        ([1, None, 0], [0, 1, 1], [1, None, 0]),
+        ([True, None, False], ["True", "False", "1"], [True, None, False]),
+        ([0.5, None, 1.0], ["0", "1", "1"], [0.5, None, 1.0]),
+    ],
+)
+def test_whole_gold_numbers_are_the_classes_that_are_called_so(gold, pseudo, read):
+    table = {"t": ["a", "b", "c"], "g": gold, "p": pseudo}
+    assert read_corpus(table, text="t", pseudo="p", gold="g").gold_labels == read

@@ -120,8 +120,10 @@ def read_corpus(
         )
     labels = {c: _label_column(table, c, name) for c in annotators}
     gold_labels = None if gold is None else _label_column(table, gold, name)
-    if gold_labels is not None and _all_text(v for column in labels.values() for v in column):
-        gold_labels = [_as_text(value) for value in gold_labels]
+    if gold_labels is not None:
+        gold_labels = _like_labels(
+            gold_labels, {v for c in labels.values() for v in c if isinstance(v, str)}
+        )
     return Corpus(
         table,
         text_column(table, text, name),
@@ -140,15 +142,13 @@ def annotator_column(table: pa.Table) -> str:
     return "annotator_label" if "pseudo_label" in table.column_names else "pseudo_label"
 
 
-def _all_text(values: Iterable[Any]) -> bool:
-    return all(isinstance(value, str) for value in values if value is not None)
-
-
-def _as_text(value: Any) -> Any:  # noqa: ANN401
-    """Return a whole number as text: 1 is the class that an annotator calls "1"."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return value
-    return str(int(value)) if value == value and float(value).is_integer() else value
+def _like_labels(gold: list[Any], labels: set[Any]) -> list[Any]:
+    """Return gold 1 as "1" where annotators, as ``whet annotate``, have the text for the number."""
+    known = [value for value in gold if value is not None and value == value]
+    whole = all(type(v) is int or (type(v) is float and v.is_integer()) for v in known)
+    if not whole or not {str(int(v)) for v in known} <= labels:
+        return gold
+    return [None if v is None or v != v else str(int(v)) for v in gold]
 
 
 def _names(table: pa.Table, named: str | None) -> list[str]:
