@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,7 @@ from whet.errors import WhetError
 from whet.streams import RowStream, write_stream
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 Progress = Callable[[str, int, int], None]
 
 
@@ -307,8 +308,7 @@ class Annotator:
         WhetError
             If the server cannot be used; a reached budget only ends the run early.
         """
-        stream = RowStream({"text": pa.array(check_texts(texts), pa.string())})
-        rows = read_rows(stream, replace(self.task, template="{text}"))
+        rows = rows_of(self.task, texts)
         stop = self.buy(rows, progress)
         return Annotation(list(self.outcomes(rows, stop)), None if stop is None else stop.reason)
 
@@ -326,16 +326,12 @@ class Annotator:
         WhetError
             If the user has something to mend; what was answered is kept.
         """
-        units = rows.units(self.rows_per_request)
-        talks = (self.conversation(rows.task, unit) for unit in units)
-        return buy(self.engine, talks, rows.stream.num_rows, progress, self.rows_per_request)
+        return buy(self, rows, progress)
 
     def outcomes(self, rows: Rows, stop: Stop | None = None) -> Iterator[Outcome]:
         """Yield what the cache says of each row, in order."""
-        why = "" if stop is None else stop.reason
-        for unit in rows.units(self.rows_per_request):
-            talk = self.conversation(rows.task, unit)
-            yield from recall(talk, self.engine.cache, self.engine.backend.route, why)
+        for unit in recalled(self, rows, stop):
+            yield from unit
 
 
 def _shown() -> Conversation[list[Outcome]]:
@@ -343,20 +339,53 @@ def _shown() -> Conversation[list[Outcome]]:
     return [Abstain("example")]
 
 
-def buy(
-    engine: Engine,
-    conversations: Iterator[Conversation[Any]],
-    total: int,
-    progress: Progress,
-    rows_each: int = 1,
-) -> Stop | None:
-    """Run conversations and turn a stop that the user must mend into an error."""
+class Asker(Protocol[T_co]):
+    """What has a conversation about each unit of rows: an annotator, a self-refiner.
+
+    Examples
+    --------
+    >>> class Echo:
+    ...     route, at_once = {"backend": "echo"}, 1
+    >>> asker: Asker = Annotator(Task("t", "Is it spam?", {"spam": "", "ham": ""}), Echo())
+    >>> asker.rows_per_request
+    1
+    """
+
+    engine: Engine
+    rows_per_request: int
+
+    def conversation(self, task: Task, unit: list[str] | None) -> Conversation[T_co]:
+        """Return the conversation about a unit; see :meth:`Rows.units`."""
+        ...
+
+
+def rows_of(task: Task, texts: Sequence[str]) -> Rows:
+    """Return texts that are rendered already as the rows of a task."""
+    stream = RowStream({"text": pa.array(check_texts(texts), pa.string())})
+    return read_rows(stream, replace(task, template="{text}"))
+
+
+def talks(asker: Asker[T], rows: Rows) -> Iterator[Conversation[T]]:
+    """Yield the conversations about all rows, in order."""
+    return (asker.conversation(rows.task, unit) for unit in rows.units(asker.rows_per_request))
+
+
+def recalled(asker: Asker[T], rows: Rows, stop: Stop | None) -> Iterator[T]:
+    """Yield what the cache says in each conversation, in order."""
+    why, engine = "" if stop is None else stop.reason, asker.engine
+    for talk in talks(asker, rows):
+        yield recall(talk, engine.cache, engine.backend.route, why)
+
+
+def buy(asker: Asker[Any], rows: Rows, progress: Progress) -> Stop | None:
+    """Run all conversations and turn a stop that the user must mend into an error."""
+    total = rows.stream.num_rows
 
     def done(count: int) -> None:
-        progress("annotate", min(count * rows_each, total), total)
+        progress("annotate", min(count * asker.rows_per_request, total), total)
 
-    run_async(engine.buy(conversations, done))
-    stop = engine.stopped
+    run_async(asker.engine.buy(talks(asker, rows), done))
+    stop = asker.engine.stopped
     if stop is not None and stop.fatal:
         raise WhetError(stop.reason)
     return stop

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from whet.annotate.annotator import Annotator, Progress, Rows
+from whet.annotate.annotator import Annotator, Progress, Rows, talks
 from whet.annotate.cache import AnswerCache
 from whet.annotate.prices import Price
 from whet.annotate.protocol import Answer, Conversation, Reply, Request
@@ -71,7 +71,7 @@ def make_plan(
     engine = annotator.engine
     route = engine.backend.route
     count, done = _Count(), 0
-    for talk in _talks(annotator, rows):
+    for talk in talks(annotator, rows):
         count.walk(talk, engine.cache, route)
         done += annotator.rows_per_request
         if done % 10_000 < annotator.rows_per_request:
@@ -137,11 +137,6 @@ def _stand_in(request: Request) -> Answer:
         return Answer("x" * (60 + (300 if "explanation" in items else 0)))
     said = {"explanation": "x" * 300} if "explanation" in fields else {}
     return Answer(json.dumps(said | {"label": max(fields["label"]["enum"], key=len)}))
-
-
-def _talks(annotator: Annotator | SelfRefiner, rows: Rows) -> Iterator[Conversation[Any]]:
-    for unit in rows.units(annotator.rows_per_request):
-        yield annotator.conversation(rows.task, unit)
 
 
 def _timing(backend: object) -> str | None:

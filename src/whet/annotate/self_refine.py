@@ -12,9 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from whet.annotate.annotator import Progress, Rows, _quiet, buy
+from whet.annotate.annotator import Progress, Rows, _quiet, buy, recalled, rows_of
 from whet.annotate.cache import AnswerCache
-from whet.annotate.engine import Engine, recall
+from whet.annotate.engine import Engine
 from whet.annotate.labelling import Abstain, Label, Outcome, ask_label
 from whet.annotate.prompts import label_answer, label_request, without_thinking
 from whet.annotate.protocol import Backend, Conversation, Failure, Stop
@@ -155,12 +155,7 @@ class SelfRefiner:
         WhetError
             If the server cannot be used; a reached budget only ends the run early.
         """
-        from whet.annotate.annotator import read_rows
-        from whet.corpus import check_texts
-        from whet.streams import RowStream
-
-        stream = RowStream({"text": pa.array(check_texts(texts), pa.string())})
-        rows = read_rows(stream, replace(self.task, template="{text}"))
+        rows = rows_of(self.task, texts)
         stop = self.buy(rows, progress)
         return list(self.revisions(rows, stop))
 
@@ -172,15 +167,11 @@ class SelfRefiner:
 
     def buy(self, rows: Rows, progress: Progress = _quiet) -> Stop | None:
         """Ask for all that the cache cannot answer; return why it ended early, if it did."""
-        talks = (self.conversation(rows.task, unit) for unit in rows.units(1))
-        return buy(self.engine, talks, rows.stream.num_rows, progress)
+        return buy(self, rows, progress)
 
     def revisions(self, rows: Rows, stop: Stop | None = None) -> Iterator[Revision]:
         """Yield what the cache says of each row, in order."""
-        why = "" if stop is None else stop.reason
-        for unit in rows.units(1):
-            talk = self.conversation(rows.task, unit)
-            yield recall(talk, self.engine.cache, self.engine.backend.route, why)
+        return recalled(self, rows, stop)
 
     def fields(self, column: str) -> list[pa.Field]:
         """Return the columns that a table gets: a label a round, the feedback, the reason."""

@@ -80,8 +80,7 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ``tsp`` knows ``"gold"`` only.
     rounds : int, optional
         Rounds of fit, propose, decide, relabel; at least 1. None means 2 for ``tsp``, 1 for a
-        fine-tuned model, whose later rounds lose what the first has gained, and 5 for the others,
-        as the paper of SILR has.
+        fine-tuned model and 5 for the others, as the paper of SILR has.
     folds : int, optional
         0 fits on all rows and relabels all rows, as SILR is published; K >= 2 scores each row by
         a classifier that was not fitted on it. None means 5 for ``tsp``, which needs folds, and 0

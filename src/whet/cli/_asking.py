@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -18,7 +19,7 @@ from whet.errors import WhetError
 if TYPE_CHECKING:
     from whet.annotate.annotator import Annotator
     from whet.annotate.plan import Plan
-    from whet.annotate.protocol import Conversation, Stop
+    from whet.annotate.protocol import Stop
     from whet.annotate.self_refine import SelfRefiner
 
 #: Seconds after which the next trouble is another one.
@@ -220,7 +221,7 @@ class Asking:
 
     def buy(self, asker: Annotator | SelfRefiner) -> Stop | None:
         """Get the answers that the cache lacks, one by one or in batches."""
-        from whet.annotate.annotator import run_async
+        from whet.annotate.annotator import run_async, talks
         from whet.annotate.batch import buy_batches
         from whet.annotate.openai import OpenAIBackend
         from whet.annotate.protocol import Stop
@@ -240,12 +241,9 @@ class Asking:
                     f"--batch needs --backend openai, and this is {self.flags.backend}: drop one"
                 )
 
-            def talks() -> Iterator[Conversation[Any]]:
-                units = self.rows.units(asker.rows_per_request)
-                return (asker.conversation(self.rows.task, unit) for unit in units)
-
+            again = partial(talks, asker, self.rows)
             try:
-                return run_async(buy_batches(self.backend, self.cache, talks, progress))
+                return run_async(buy_batches(self.backend, self.cache, again, progress))
             except Stop as stop:
                 raise WhetError(stop.reason) from None
 
