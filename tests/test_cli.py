@@ -551,6 +551,7 @@ def test_recipe_alone_is_enough(key, here):
         "guard": "off",
         "seed": 7,
         **dict.fromkeys(("preset", "tune", "quantize", "epochs", "tokens_per_batch")),
+        **dict.fromkeys(("learning_rate", "max_length", "trust_remote_code")),
     }
 
 

@@ -11,7 +11,7 @@ from whet.errors import WhetError
 #: Extra -> modules that it brings. ``whet env`` lists them; :func:`require` names the extra.
 EXTRAS = {
     "llm": ("aiohttp",),
-    "train": ("torch", "transformers", "accelerate", "peft"),
+    "train": ("torch", "transformers", "accelerate", "peft", "trl", "datasets"),
     "quantization": ("bitsandbytes",),
     "embed": ("sentence_transformers", "transformers", "huggingface_hub"),
     "bench": ("cleanlab", "crowdkit", "matplotlib", "snorkel"),

@@ -380,6 +380,9 @@ class FollowedRun(RunFolder):
     def open(self) -> None:
         """Do nothing."""
 
+    def save_features(self, features: Any, encoder: dict[str, NDArray[Any]]) -> None:  # noqa: ANN401
+        """Do nothing."""
+
     def save_round(self, finished: Round) -> None:
         """Do nothing."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 import warnings
 from collections.abc import Iterable
@@ -51,7 +52,9 @@ from whet.rounds import Outcome, Progress, Rule, run_rounds, split
 from whet.store import RunFolder
 
 if TYPE_CHECKING:
+    from whet.classify.reward import RewardFunction
     from whet.finetune.settings import Settings
+    from whet.finetune.trainer import FineTuner
 
 #: The default, and the methods that minimise a risk of the pseudo-labels.
 METHODS = ("tsp", *RISKS)
@@ -73,7 +76,8 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ``"tfidf"`` (nothing is downloaded), ``"embed:<folder or hub id>"``, ``"auto"`` (n-grams,
         and beside them the embeddings of a MiniLM where one is installed), ``"auto:<folder or hub
         id>"``, or an object with ``fit`` and ``transform``. ``"hf:<folder or hub id>"`` fine-tunes
-        that model in each round, with the methods other than ``tsp``.
+        that model: with ``tsp`` two students on the annotator's labels, whose scores stand beside
+        frozen features, and a model for new texts; with the other methods a model in each round.
     theta : {"gold", "oracle", "released"}
         Class ratios of the pseudo-labelled sets: estimated from the gold labels; from the truth
         of every row (experiments); or as the released code of SILR does it, defects included.
@@ -95,6 +99,7 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Seed of folds and samples.
     finetune : Settings, optional
         How a model named ``"hf:..."`` is fine-tuned; see :class:`whet.finetune.settings.Settings`.
+        None takes ``Settings()``, and with ``tsp`` ``whet.classify.tuned_tsp.STUDENT``.
 
     Attributes
     ----------
@@ -111,7 +116,8 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     estimate_ : dict of str to Estimate
         Accuracies ``annotator``, ``classifier``, ``filled`` and ``refined``, and ``gain``; see
         :class:`whet.classify.account.Account`. With ``tsp`` also ``new texts``: of the students
-        without the annotator's label, which new texts lack. Empty without gold labels.
+        without the annotator's label, which new texts lack; not with a fine-tuned model, which
+        learns from labels that the gold rows had a part in. Empty without gold labels.
     labels_ : array of shape (n,)
         The refined labels; a gold row has its gold label.
     proba_ : float64 array of shape (n, K)
@@ -245,7 +251,7 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         learner.start_round(pseudo, 1)  # refuses a hopeless annotator before any work is done
         folds = 0 if self.method == "tsp" else (self.folds or 0)  # tsp solves all folds at once
         parts = split(len(texts), folds, groups, seed)
-        if isinstance(learner, TunedLearner):
+        if self._tunes():
             learner.progress = progress
             if run is not None:
                 run.open()
@@ -266,8 +272,8 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         model = outcome.model
         if model is None:  # cross-fitted, or the last round came from the run folder
             model = learner.fit(np.arange(len(texts)), outcome.before_last, self.n_iter_)
-        if isinstance(learner, TunedLearner):
-            self.tuned_ = model
+        if self._tunes():
+            self.tuned_ = learner.tuned(model)
         else:
             coef, self.intercept_ = learner.classifier(model)
             self.coef_ = coef.astype(np.float32)
@@ -304,6 +310,46 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         best = self.predict_proba(texts).argmax(axis=1)
         labels: NDArray[Any] = self.classes_[best]
         return labels
+
+    def decision_function(self, texts: Iterable[str]) -> FloatArray:
+        """Return the scores behind :meth:`predict_proba`.
+
+        Returns
+        -------
+        float64 array of shape (n,) for two classes, else (n, K)
+            Log-odds of ``classes_[1]``, above 0 where it is predicted; of K classes the
+            logarithms of their probabilities. Between -708 and 708; NaN where the model gives NaN.
+        """
+        probability = self.predict_proba(texts)
+        logs = np.log(np.maximum(probability, np.finfo(np.float64).tiny))
+        # A softmax in float64: the difference is the model's logit to the last digits, since a
+        # small probability is as precise as a large one.
+        scores: FloatArray = logs[:, 1] - logs[:, 0] if logs.shape[1] == 2 else logs
+        return scores
+
+    def as_reward_func(self, target: Any = None) -> RewardFunction:  # noqa: ANN401
+        """Return the classifier as a reward for GRPOTrainer and RLOOTrainer of TRL.
+
+        Parameters
+        ----------
+        target : label, optional
+            The class to reward; of two classes the second unless named.
+
+        Returns
+        -------
+        RewardFunction
+            Log-odds of the target for texts made of prompt and completion; see
+            :mod:`whet.classify.reward`.
+
+        Raises
+        ------
+        WhetError
+            If there is no such class, or there are more than two and none is named.
+        """
+        from whet.classify.reward import RewardFunction
+
+        check_is_fitted(self, ["coef_", "tuned_"], all_or_any=any)
+        return RewardFunction(self, target)
 
     def save_pretrained(self, folder: Any) -> None:  # noqa: ANN401
         """Write the classifier as safetensors and JSON, with a card.
@@ -343,14 +389,60 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "rounds": getattr(self, "n_iter_", self.rounds),
             "verdict": getattr(self, "verdict_", ""),
             "estimate": {k: str(v) for k, v in getattr(self, "estimate_", {}).items()},
+            "rows": len(getattr(self, "labels_", ())),
+            "gold": getattr(self, "gold_", None),
         }
         arrays = {**self.encoder_.arrays(), "coef": self.coef_, "intercept": self.intercept_}
         (Path(folder) / FILE).unlink(missing_ok=True)  # of a fine-tuned one that was here
         model_folder.save(folder, config, arrays, card)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+    ) -> str:
+        """Upload what :meth:`save_pretrained` writes to a hub, in one commit.
+
+        Parameters
+        ----------
+        repo_id : str
+            ``NAME`` or ``OWNER/NAME``; created if it does not exist.
+        private : bool
+            Whether only the owner may see it. A repository that is public already is refused.
+        token : str, optional
+            None takes that of the environment (``HF_TOKEN``), or of ``hf auth login``.
+        revision : str, optional
+            Branch; created if it does not exist.
+
+        Returns
+        -------
+        str
+            Address of the repository.
+
+        Raises
+        ------
+        WhetError
+            If the classifier cannot be saved, or the hub does not take it.
+        """
+        from whet.hub import upload
+
+        with tempfile.TemporaryDirectory() as name:
+            self.save_pretrained(name)
+            return upload(Path(name), repo_id, private=private, token=token, revision=revision)
+
     @classmethod
-    def from_pretrained(cls, folder: Any) -> Self:  # noqa: ANN401
+    def from_pretrained(cls, folder: Any, *, trust_remote_code: bool = False) -> Self:  # noqa: ANN401
         """Load what :meth:`save_pretrained` wrote; only JSON and safetensors are read.
+
+        Parameters
+        ----------
+        folder : path
+            Model folder, or the run folder that holds it.
+        trust_remote_code : bool
+            Run code that a fine-tuned model brings; never implied by the folder's own settings.
 
         Raises
         ------
@@ -359,7 +451,7 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         known = cls().get_params()
         if tuned := tuned_folder(Path(folder)):
-            model, classes, parameters = load_tuned(tuned)
+            model, classes, parameters = load_tuned(tuned, trust_remote_code)
             refiner = cls(**{k: v for k, v in parameters.items() if k in known})
             refiner.classes_, refiner.tuned_ = class_array(classes), model
             return refiner
@@ -376,7 +468,10 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         said = [f"Labels: of an annotator, refined by the method `{self.method}`."]
         if hasattr(self, "gold_"):
             purposes = dict.fromkeys(use["purpose"] for use in self.gold_["uses"])
-            said.append(f"Rounds: {self.n_iter_}. Gold rows: {self.gold_['kept']}, used for:")
+            said.append(
+                f"Texts: {len(self.labels_):,}. Rounds: {self.n_iter_}. "
+                f"Gold rows: {self.gold_['kept']}, used for:"
+            )
             said += [f"- {purpose}" for purpose in purposes]
             said.append(self.verdict_)
             said += [f"{name}: {value}" for name, value in self.estimate_.items()]
@@ -405,11 +500,6 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ):
             if not isinstance(number, int | np.integer) or number < least:
                 raise WhetError(f"{name} = {number!r}: give a whole number of at least {least}")
-        if self.method == "tsp" and self._tunes():
-            raise WhetError(
-                f"encoder = {self.encoder!r} fine-tunes a model, which method='tsp' has no student "
-                f"for: name one of the methods {', '.join(RISKS)}, or use 'embed:...'"
-            )
         if self.finetune is not None and not self._tunes():
             raise WhetError(
                 f"finetune is given, and encoder = {self.encoder!r} is not fine-tuned: name a "
@@ -503,14 +593,17 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         groups: NDArray[np.int64],
         seed: int,
         run: RunFolder | None,
-    ) -> RiskLearner | TspLearner:
+    ) -> Any:  # noqa: ANN401 - four learners, told apart by method and encoder
         sure = check_confidence(confidence, inputs.votes, names)
         if self.method == "tsp":
             # Fewer distinct texts than folds: each text is a fold of its own.
             folds = min(5, int(groups.max()) + 1) if self.folds is None else self.folds
-            return TspLearner(
-                inputs.votes, inputs.pseudo, ledger, self.classes_, groups, folds, seed, sure
-            )
+            data = (inputs.votes, inputs.pseudo, ledger, self.classes_, groups, folds, seed, sure)
+            if not self._tunes():
+                return TspLearner(*data)
+            from whet.classify.tuned_tsp import STUDENT, TunedTspLearner
+
+            return TunedTspLearner(*data, tuner=self._tuner(STUDENT), run=run)
         if inputs.votes.shape[1] > 1:
             raise WhetError(
                 f"there are {inputs.votes.shape[1]} annotators, and method={self.method!r} learns "
@@ -524,10 +617,12 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         common = (self.method, self.theta, self.gold_budget, ledger, self.classes_, seed)
         if not self._tunes():
             return RiskLearner(*common)
+        return TunedLearner(*common, self._tuner(None), None if run is None else run.path)
+
+    def _tuner(self, settings: Settings | None) -> FineTuner:
         from whet.finetune.trainer import FineTuner
 
-        tuner = FineTuner(str(self.encoder).removeprefix(PREFIX), self.finetune)
-        return TunedLearner(*common, tuner, None if run is None else run.path)
+        return FineTuner(str(self.encoder).removeprefix(PREFIX), self.finetune or settings)
 
     def _purpose(self) -> str:
         return PURPOSE if self.method == "tsp" else f"theta and prior ({self.theta})"
@@ -570,7 +665,7 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.estimate_, self.verdict_ = account.estimate, account.verdict
         self.kept_annotator_ = account.kept_annotator
         self.margin_ = None if account.kept_annotator else account.proposal.margin
-        if isinstance(model, Fitted) and len(rows):
+        if isinstance(model, Fitted) and len(rows) and not self._tunes():
             right = model.without_annotator == gold[rows]
             self.estimate_ = self.estimate_ | {"new texts": estimates.share(right)}
         self.proba_ = last.proposals

@@ -269,12 +269,16 @@ class TspLearner:
 
     def classifier(self, model: Fitted) -> tuple[FloatArray, FloatArray]:
         """Return coef and intercept of a linear classifier that learned the pooled labels."""
+        return fit_soft_labels(self.features, *self.targets(model), L2_ANNOTATOR)
+
+    def targets(self, model: Fitted) -> tuple[FloatArray, FloatArray]:
+        """Return what a model for new texts learns: probabilities (n, K) and weights (n,)."""
         target = model.probability.copy()
         weight = np.ones(len(target))
         known = self._gold != MISSING
         target[known] = np.eye(len(self.classes))[self._gold[known]]
         weight[known] = GOLD_WEIGHT
-        return fit_soft_labels(self.features, target, weight, L2_ANNOTATOR)
+        return target, weight
 
     def _begin(self) -> None:
         """Set up the run with all gold labels, and the runs that judge the gold rows."""

@@ -108,6 +108,10 @@ class TunedLearner(RiskLearner):
         """Return class probabilities of shape (len(rows), K)."""
         return tuned_probabilities(model, self.tokens, rows)
 
+    def tuned(self, model: Tuned) -> Tuned:
+        """Return the model for new texts: the last round's."""
+        return model
+
     def _drop_checkpoints(self, number: int) -> None:
         """Remove those of earlier rounds: a stored round is not fitted again."""
         if self.folder is None or not self.tuner.processes.main:
@@ -171,8 +175,16 @@ def tuned_folder(folder: Path) -> Path | None:
     return next((p for p in (folder, folder / "model") if (p / FILE).is_file()), None)
 
 
-def load_tuned(folder: Path) -> tuple[Tuned, list[Any], dict[str, Any]]:
+def load_tuned(
+    folder: Path, trust_remote_code: bool = False
+) -> tuple[Tuned, list[Any], dict[str, Any]]:
     """Return the model, the classes and the refiner's parameters.
+
+    Parameters
+    ----------
+    folder : Path
+    trust_remote_code : bool
+        Whether code that the folder brings may run; what its settings say of it does not count.
 
     Raises
     ------
@@ -193,8 +205,9 @@ def load_tuned(folder: Path) -> tuple[Tuned, list[Any], dict[str, Any]]:
     if not isinstance(parameters, dict) or not isinstance(settings, dict | None):
         raise WhetError(f"{file} lacks its settings: restore the folder")
     if settings is not None:
+        settings = settings | {"trust_remote_code": trust_remote_code}
         parameters = parameters | {"finetune": Settings.from_dict(settings)}
-    model = Tuned.from_pretrained(folder)
+    model = Tuned.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if model.network.n_classes != len(classes):
         raise WhetError(
             f"{file} names {len(classes)} classes and the model has {model.network.n_classes}: the "

@@ -14,7 +14,7 @@ from cyclopts.exceptions import CycloptsError
 from rich.console import Console
 
 from whet import __version__
-from whet.cli import annotate, bench, env, predict, refine, self_refine
+from whet.cli import annotate, bench, env, predict, push, refine, self_refine
 from whet.errors import WhetError, WhetWarning
 
 app = App(
@@ -28,6 +28,7 @@ app.command(annotate.annotate)
 app.command(self_refine.self_refine)
 app.command(refine.refine)
 app.command(predict.predict)
+app.command(push.push)
 app.command(bench.app)
 app.command(env.env)
 

@@ -39,7 +39,11 @@ class RefineRecipe(BaseModel):
     tune: Literal["lora", "full"] | None = None
     quantize: Literal["nf4", "none"] | None = None
     epochs: int | None = Field(default=None, ge=1)
+    # Not strict: YAML takes 1e-4, without a point, for a string.
+    learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False, strict=False)
+    max_length: int | None = Field(default=None, ge=1)
     tokens_per_batch: int | None = Field(default=None, ge=1)
+    trust_remote_code: bool | None = None
     out: str = Field(default="whet-run", min_length=1)
 
 

@@ -15,6 +15,14 @@ def predict(
     *,
     text: Annotated[str, Parameter(help="Column of texts.")],
     out: Annotated[Path, Parameter(help="File to write: .csv, .tsv, .jsonl or .parquet.")],
+    trust_remote_code: Annotated[
+        bool,
+        Parameter(
+            help="Run the code that a fine-tuned model brings; it can do all that you can.",
+            negative="",
+            show_default=False,
+        ),
+    ] = False,
 ) -> None:
     """Label new texts; writes all input columns, predicted_label and predicted_prob.
 
@@ -31,7 +39,7 @@ def predict(
     check_output(out)
     if out.exists() and input.exists() and out.samefile(input):
         raise WhetError(f"--out {out} is the input, which whet never changes: choose another file")
-    refiner = LabelRefiner.from_pretrained(model)
+    refiner = LabelRefiner.from_pretrained(model, trust_remote_code=trust_remote_code)
     table = read_table(input)
     require_column(table, text, "--text", str(input))
     for name in ("predicted_label", "predicted_prob"):

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from whet.store import RunFolder
 
 
+#: Flags of ``hf:MODEL`` that are settings of :class:`whet.finetune.settings.Settings` too.
+_TUNING = (
+    *("tune", "quantize", "epochs", "learning_rate", "max_length", "tokens_per_batch"),
+    "trust_remote_code",
+)
 #: Rows that run.json names as the most doubtful.
 SUSPECTS = 20
 
@@ -98,15 +103,36 @@ def refine(
     ] = None,
     tune: Annotated[
         str | None,
-        _help("Of hf:MODEL train lora, the adapters, or full, all. [default: lora]"),
+        _help(
+            "Of hf:MODEL train lora, the adapters, or full, all. [default: full for tsp, else lora]"
+        ),
     ] = None,
     quantize: Annotated[
         str | None,
         _help("nf4 keeps frozen weights in 4 bits (extra [quantization]); none does not."),
     ] = None,
-    epochs: Annotated[int | None, _help("Of each fit of hf:MODEL. [default: 3]")] = None,
+    epochs: Annotated[
+        int | None, _help("Of each fit of hf:MODEL. [default: 2 for tsp with full, else 3]")
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        _help(
+            "Of AdamW, at its highest, for hf:MODEL. [default: 5e-5 for tsp with full, else 1e-4]"
+        ),
+    ] = None,
+    max_length: Annotated[
+        int | None, _help("Most tokens of a text for hf:MODEL. [default: 512]")
+    ] = None,
     tokens_per_batch: Annotated[
         int | None, _help("Most tokens of a step of hf:MODEL. [default: 16 texts]")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool | None,
+        Parameter(
+            help="Run the code that hf:MODEL brings; it can do all that you can.",
+            negative="",
+            show_default=False,
+        ),
     ] = None,
     out: Annotated[str | None, _help("Output folder.", "out")] = None,
     resume: Annotated[
@@ -140,7 +166,10 @@ def refine(
         "tune": tune,
         "quantize": quantize,
         "epochs": epochs,
+        "learning_rate": learning_rate,
+        "max_length": max_length,
         "tokens_per_batch": tokens_per_batch,
+        "trust_remote_code": trust_remote_code,
         "out": out,
     }
     run_recipe(load_recipe(config, flags), resume=resume)
@@ -241,11 +270,7 @@ def _refine(
 
 def _finetune(recipe: RefineRecipe) -> Settings | None:
     """Return how a model is fine-tuned: the preset's settings, then the flags."""
-    flags = {
-        name: getattr(recipe, name)
-        for name in ("tune", "quantize", "epochs", "tokens_per_batch")
-        if getattr(recipe, name) is not None
-    }
+    flags = {name: getattr(recipe, name) for name in _TUNING if getattr(recipe, name) is not None}
     if not recipe.encoder.startswith("hf:"):
         given = [*(["preset"] if recipe.preset else []), *flags]
         if given:
@@ -257,10 +282,14 @@ def _finetune(recipe: RefineRecipe) -> Settings | None:
         return None
     from dataclasses import replace
 
+    from whet.classify.tuned_tsp import STUDENT
     from whet.finetune.presets import PRESETS
     from whet.finetune.settings import Settings
 
-    chosen = PRESETS[recipe.preset].settings if recipe.preset else Settings()
+    adapters = recipe.tune == "lora" or recipe.quantize == "nf4"
+    chosen = STUDENT if recipe.method == "tsp" and not adapters else Settings()
+    if recipe.preset:
+        chosen = PRESETS[recipe.preset].settings
     if flags.get("quantize") == "none":
         flags["quantize"] = None
     return replace(chosen, **flags)

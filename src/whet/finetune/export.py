@@ -6,6 +6,7 @@ loads it, and needs nothing of whet. As an adapter it is a folder of peft. Weigh
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ pipeline_tag: text-classification
 - Output: {output}
 - Trained: {tune}; {epochs} epochs, learning rate {learning_rate}
 - Texts: at most {max_length} tokens
+- Code: {code}
+- As a reward model of TRL: {reward}
 
 {about}
 
@@ -73,6 +76,8 @@ def save(
             network.tokenizer.save_pretrained(folder)
     settings = network.settings
     one = network.n_classes == 2
+    refusal = _refusal(network, whole)
+    longest = min(settings.max_length, network.longest)
     card = CARD.format(
         library="transformers" if whole else "peft",
         version=__version__,
@@ -80,8 +85,15 @@ def save(
         classes=", ".join(f"`{_code(str(name))}`" for name in classes or range(network.n_classes)),
         output="one logit; above 0 is the second class" if one else "a logit each",
         tune="all weights" if settings.tune == "full" else f"LoRA of rank {settings.lora_rank}",
+        max_length=longest,
+        code=(
+            "the model's own was allowed to run (`trust_remote_code`); loading asks again"
+            if settings.trust_remote_code
+            else "none but that of transformers"
+        ),
+        reward=_reward(refusal, longest),
         about=about.strip(),
-        **{name: getattr(settings, name) for name in ("epochs", "learning_rate", "max_length")},
+        **{name: getattr(settings, name) for name in ("epochs", "learning_rate")},
     )
     write_atomic(folder / "README.md", lambda file: file.write(card.encode()))
     write_json(
@@ -95,13 +107,25 @@ def save(
             "n_classes": network.n_classes,
             "classes": classes,
             "settings": asdict(settings),
+            "reward_model_id": {"usable": refusal is None, "why_not": refusal},
             "history": history,
         },
     )
 
 
-def load(folder: Path, device: Any) -> tuple[Network, Weights, list[dict[str, Any]]]:  # noqa: ANN401
+def load(
+    folder: Path,
+    device: Any,  # noqa: ANN401
+    trusted: bool = False,
+) -> tuple[Network, Weights, list[dict[str, Any]]]:
     """Read what :func:`save` wrote.
+
+    Parameters
+    ----------
+    folder : Path
+    device : torch.device
+    trusted : bool
+        Whether code that the folder brings may run; what its settings say of it does not count.
 
     Raises
     ------
@@ -115,7 +139,7 @@ def load(folder: Path, device: Any) -> tuple[Network, Weights, list[dict[str, An
             f"this whet reads {FORMAT!r} {FORMAT_VERSION}: use the whet version that wrote it"
         )
     try:
-        settings = Settings.from_dict(about["settings"])
+        settings = Settings.from_dict(about["settings"] | {"trust_remote_code": trusted})
         n_classes, history = int(about["n_classes"]), list(about["history"])
         kind, model = about["kind"], str(about["model"])
     except (KeyError, TypeError, ValueError) as error:
@@ -129,8 +153,59 @@ def load(folder: Path, device: Any) -> tuple[Network, Weights, list[dict[str, An
     return network, network.snapshot(), history
 
 
+def refusal_of_id(folder: Path) -> str | None:
+    """Return why TRL must not load a saved model as a reward by its id, or None where it may.
+
+    Parameters
+    ----------
+    folder : Path
+        What :func:`save` wrote.
+    """
+    record = read_json(folder / FILE).get("reward_model_id")
+    if not isinstance(record, dict) or "why_not" not in record:
+        return "because its finetune.json does not say that it can; save it again"
+    return None if record["why_not"] is None else str(record["why_not"])
+
+
+def _refusal(network: Network, whole: bool) -> str | None:
+    """Compare what TRL does with a reward model's id with what whet does; None where it is equal.
+
+    ``GRPOTrainer._calculate_rewards`` and ``RLOOTrainer`` of TRL 1.16 load the model with
+    ``num_labels=1``, cut texts into tokens with ``add_special_tokens=False``, pad on the right and
+    read ``logits[:, 0]``.
+    """
+    if not whole:
+        return "because the folder holds an adapter alone"
+    if network.settings.trust_remote_code:
+        return "because it may bring code of its own"
+    if network.n_classes != 2:
+        return f"because it has {network.n_classes} logits and TRL reads one"
+    tokenizer = network.tokenizer
+    if tokenizer is None:
+        return "because it has no tokenizer"
+    plain = Counter(tokenizer("a", add_special_tokens=False)["input_ids"])
+    added = Counter(tokenizer("a")["input_ids"]) - plain
+    if added:
+        names = " and ".join(tokenizer.convert_ids_to_tokens(list(added)))
+        return f"because it was trained on texts with {names}, which TRL leaves out"
+    return None
+
+
+def _reward(refusal: str | None, longest: int) -> str:
+    """Return what the card says of the model as a reward."""
+    if refusal is not None:
+        return (
+            f"not by its id, {_code(refusal)}; "
+            "use `whet.classify.reward.RewardFunction.from_pretrained`"
+        )
+    return (
+        f"by its id, for texts of at most {longest} tokens, which TRL does not cut off; or "
+        "`whet.classify.reward.RewardFunction.from_pretrained`"
+    )
+
+
 def _save_whole(network: Network, folder: Path, classes: list[Any] | None) -> None:
-    torch, transformers = require("torch", PURPOSE), require("transformers", PURPOSE)
+    torch = require("torch", PURPOSE)
     config = network.plain_config()
     names = [str(name) for name in classes or range(network.n_classes)]
     if network.n_classes == 2:
@@ -145,7 +220,7 @@ def _save_whole(network: Network, folder: Path, classes: list[Any] | None) -> No
         for name, tensor in state.items()
     }
     with torch.device("meta"):
-        shell = transformers.AutoModelForSequenceClassification.from_config(config)
+        shell = type(network.plain)._from_config(config)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (folder / name).unlink(missing_ok=True)
     shell.save_pretrained(folder, state_dict=state)

@@ -1,7 +1,8 @@
 """Language models with a classification head: what is loaded, what of it is trained, what is saved.
 
 A folder or hub id of any architecture that transformers can classify sequences with, causal models
-included. No code of a model folder is run, and only safetensors weights are read.
+included. Only safetensors weights are read, and no code of a model folder is run unless the setting
+``trust_remote_code`` says so.
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ class Network:
     def __init__(self, model: str, n_classes: int, settings: Settings, device: Any) -> None:  # noqa: ANN401
         torch = require("torch", PURPOSE)
         self.source, self.n_classes, self.settings, self.device = model, n_classes, settings, device
-        self.folder = find_folder(model, PURPOSE)
-        self.tokenizer = load_tokenizer(self.folder)
+        self.folder = find_folder(model, PURPOSE, settings.trust_remote_code)
+        self.tokenizer = load_tokenizer(self.folder, settings.trust_remote_code)
         self.half = uses_bf16(settings, device)
         with _unseen(device):
             module, fresh = self._load()
@@ -126,6 +127,26 @@ class Network:
         logits: Tensor = out.logits.float()
         return logits
 
+    def mean(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the mean of the last hidden states over the tokens of each text.
+
+        Parameters
+        ----------
+        ids, mask : tensors of shape (b, width)
+            As for :meth:`logits`; without a mask, what is not ``pad`` counts.
+
+        Returns
+        -------
+        float32 tensor of shape (b, d)
+        """
+        torch = require("torch", PURPOSE)
+        whole = self.module.get_base_model() if self.settings.tune == "lora" else self.module
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            states = whole.base_model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+        counts = (ids != self.pad if mask is None else mask).float()[:, :, None]
+        means: Tensor = (states * counts).sum(dim=1) / counts.sum(dim=1).clamp_min(1.0)
+        return means
+
     def reset(self, seed: int) -> None:
         """Make head and adapters anew from a seed, and all other weights as they were loaded.
 
@@ -174,23 +195,21 @@ class Network:
                 parameter.copy_(weights[name])
         self.holds = weights
 
+    @property
+    def plain(self) -> Any:  # noqa: ANN401
+        """The module without the wrapper of adapters."""
+        return self.module.get_base_model() if self.settings.tune == "lora" else self.module
+
     def plain_state(self) -> Weights:
         """Return the weights of the model as it was before adapters, with adapters merged in."""
-        module = self.module
-        if self.settings.tune == "lora":
-            module = module.get_base_model()
-        return {name: tensor.detach().cpu().contiguous() for name, tensor in _merged(module)}
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in _merged(self.plain)}
 
     def plain_config(self) -> Any:  # noqa: ANN401
         """Return the configuration of the model without adapters and quantisation."""
-        transformers = require("transformers", PURPOSE)
         values = self.module.config.to_dict()
         values.pop("quantization_config", None)
-        kind = type(self.module.config)
-        config = kind.from_dict(values)
-        config.architectures = [
-            transformers.AutoModelForSequenceClassification._model_mapping[kind].__name__
-        ]
+        config = type(self.module.config).from_dict(values)
+        config.architectures = [type(self.plain).__name__]
         config.use_cache = True
         return config
 
@@ -200,10 +219,14 @@ class Network:
         require("accelerate", PURPOSE)
         frozen_half = self.half and self.settings.tune == "lora"
         options: dict[str, Any] = {"dtype": torch.bfloat16 if frozen_half else torch.float32}
+        common = {
+            "trust_remote_code": self.settings.trust_remote_code,
+            "local_files_only": True,
+        }
         outputs = 1 if self.n_classes == 2 else self.n_classes
         try:
             config = transformers.AutoConfig.from_pretrained(
-                self.folder, trust_remote_code=False, local_files_only=True, num_labels=outputs
+                self.folder, num_labels=outputs, **common
             )
             self._set_pad(config)
             config.use_cache = False
@@ -214,11 +237,10 @@ class Network:
             module, report = transformers.AutoModelForSequenceClassification.from_pretrained(
                 self.folder,
                 config=config,
-                trust_remote_code=False,
-                local_files_only=True,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
+                **common,
                 **options,
             )
         except WhetError:
@@ -239,8 +261,9 @@ class Network:
         """Give configuration and tokenizer one padding token: the model's, else its end mark."""
         text = config.get_text_config()
         tokenizer = self.tokenizer
-        known = [getattr(tokenizer, "pad_token_id", None), text.pad_token_id, config.pad_token_id]
-        ends = text.eos_token_id if isinstance(text.eos_token_id, list) else [text.eos_token_id]
+        end = getattr(text, "eos_token_id", None)  # a model of its own code may have none
+        known = [getattr(part, "pad_token_id", None) for part in (tokenizer, text, config)]
+        ends = end if isinstance(end, list) else [end]
         known += [getattr(tokenizer, "eos_token_id", None), *ends, 0]
         pad = next(int(k) for k in known if k is not None and 0 <= int(k) < text.vocab_size)
         config.pad_token_id = text.pad_token_id = pad
@@ -251,7 +274,9 @@ class Network:
         """Return what keeps all linear layers but the head in 4 bits."""
         torch, transformers = require("torch", PURPOSE), require("transformers", PURPOSE)
         with torch.device("meta"):
-            shell = transformers.AutoModelForSequenceClassification.from_config(config)
+            shell = transformers.AutoModelForSequenceClassification.from_config(
+                config, trust_remote_code=self.settings.trust_remote_code
+            )
         return transformers.BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -313,7 +338,7 @@ def _unseen(device: Any) -> Iterator[None]:  # noqa: ANN401
         yield
 
 
-def load_tokenizer(folder: Path) -> Any:  # noqa: ANN401
+def load_tokenizer(folder: Path, trusted: bool = False) -> Any:  # noqa: ANN401
     """Return the tokenizer of a model folder, or None where it has none."""
     transformers = require("transformers", PURPOSE)
     names = ("tokenizer*.json", "vocab*", "*.model", "spiece*")
@@ -321,7 +346,7 @@ def load_tokenizer(folder: Path) -> Any:  # noqa: ANN401
         return None
     try:
         return transformers.AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
+            folder, trust_remote_code=trusted, local_files_only=True
         )
     except Exception as error:  # whatever a damaged tokenizer makes transformers raise
         said = " ".join(str(error).split())[:200]
@@ -331,12 +356,12 @@ def load_tokenizer(folder: Path) -> Any:  # noqa: ANN401
         ) from error
 
 
-def longest_of(folder: Path, model: str, tokenizer: Any) -> int:  # noqa: ANN401
+def longest_of(folder: Path, model: str, tokenizer: Any, trusted: bool = False) -> int:  # noqa: ANN401
     """Return the most tokens that a model reads, before it is loaded."""
     transformers = require("transformers", PURPOSE)
     try:
         config = transformers.AutoConfig.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
+            folder, trust_remote_code=trusted, local_files_only=True
         )
     except Exception as error:  # whatever a damaged or unknown model makes transformers raise
         raise _unloadable(model, error) from error

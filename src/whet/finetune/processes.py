@@ -33,6 +33,8 @@ class Processes:
     device : str, optional
         As torch names it; None takes a CUDA device where there is one. With several processes each
         has the device that the launcher gives it, and ``"cpu"`` keeps all on the CPU.
+    alone : bool
+        Share no work with the others that were launched: each process has texts of its own.
 
     Attributes
     ----------
@@ -47,11 +49,11 @@ class Processes:
     (0, 1, 'cpu')
     """
 
-    def __init__(self, device: str | None = None) -> None:
+    def __init__(self, device: str | None = None, *, alone: bool = False) -> None:
         torch = require("torch", "fine-tuning")
         self._accelerator: Any = None
         self.rank, self.size = 0, 1
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not alone:
             accelerate = require("accelerate", "training in several processes")
             whole = accelerate.DistributedDataParallelKwargs(broadcast_buffers=False)
             self._accelerator = accelerate.Accelerator(
@@ -64,7 +66,9 @@ class Processes:
             self.size = int(self._accelerator.num_processes)
             self.device = self._accelerator.device
         else:
-            best = "cuda:0" if torch.cuda.is_available() else "cpu"
+            place = int(os.environ.get("LOCAL_RANK", "0")) if alone else 0
+            devices = torch.cuda.device_count()  # 1 where the launcher hides those of others
+            best = f"cuda:{place % devices}" if devices else "cpu"
             self.device = torch.device(device or best)
 
     @property

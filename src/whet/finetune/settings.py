@@ -66,6 +66,9 @@ class Settings:
         Pad every batch to ``max_length``; costs time and changes nothing else.
     gradient_checkpointing : bool
         Compute activations twice rather than keep them.
+    trust_remote_code : bool
+        Run the code that the model's folder or repository brings, if it brings any. It can do all
+        that you can; a saved classifier brings it too, and loading that asks again.
 
     Examples
     --------
@@ -104,6 +107,7 @@ class Settings:
     set_means: str = "epoch"
     pad_to_max: bool = False
     gradient_checkpointing: bool = False
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         for name, valid in (

@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -35,7 +35,8 @@ from whet.extras import require
 from whet.finetune import checkpoint as state
 from whet.finetune import export
 from whet.finetune.batches import Batches
-from whet.finetune.losses import Loss, TensorLoss, two_columns
+from whet.finetune.losses import Loss, TensorLoss
+from whet.finetune.memory import enough_memory
 from whet.finetune.model import PURPOSE, Network, Weights, load_tokenizer, longest_of
 from whet.finetune.processes import Processes
 from whet.finetune.settings import Settings
@@ -98,12 +99,12 @@ class FineTuner:
         if self._networks:
             return next(iter(self._networks.values())).tokenizer
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self._folder)
+            self._tokenizer = load_tokenizer(self._folder, self.settings.trust_remote_code)
         return self._tokenizer
 
     @cached_property
     def _folder(self) -> Path:
-        return find_folder(self.model, PURPOSE)
+        return find_folder(self.model, PURPOSE, self.settings.trust_remote_code)
 
     def encode(
         self, texts: list[str], folder: Path | None = None, progress: Progress | None = None
@@ -130,7 +131,8 @@ class FineTuner:
             raise WhetError(
                 f"the model {self.model!r} has no tokenizer: name a folder that has its files"
             )
-        longest = longest_of(self._folder, self.model, self.tokenizer)
+        trusted = self.settings.trust_remote_code
+        longest = longest_of(self._folder, self.model, self.tokenizer, trusted)
         longest = min(self.settings.max_length, longest)
         tokens = Tokens.encode(texts, self.tokenizer, longest, folder, progress)
         if shared and self.processes.main:
@@ -143,6 +145,26 @@ class FineTuner:
             device = self.processes.device
             self._networks[n_classes] = Network(self.model, n_classes, self.settings, device)
         return self._networks[n_classes]
+
+    def embed(self, tokens: Tokens) -> NDArray[np.float32]:
+        """Return what the model makes of texts before it is tuned.
+
+        Parameters
+        ----------
+        tokens : Tokens
+            Of n texts.
+
+        Returns
+        -------
+        float32 array of shape (n, d)
+            Mean of the last hidden states over a text's tokens, of unit length.
+        """
+        network = self.network(2)
+        network.reset(self.settings.seed)
+        found = _over_batches(network, self.processes, tokens, np.arange(len(tokens)), network.mean)
+        length = np.linalg.norm(found, axis=1, keepdims=True)
+        unit: NDArray[np.float32] = found / np.maximum(length, np.finfo(np.float32).tiny)
+        return unit
 
     def fit(
         self,
@@ -295,16 +317,32 @@ class Tuned:
         self.processes.wait()
 
     @classmethod
-    def from_pretrained(cls, folder: Any, *, device: str | None = None) -> Self:  # noqa: ANN401
+    def from_pretrained(
+        cls,
+        folder: Any,  # noqa: ANN401
+        *,
+        device: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> Self:
         """Load what :meth:`save_pretrained` wrote.
+
+        Parameters
+        ----------
+        folder : path
+        device : str, optional
+            As torch names it; None takes a CUDA device where there is one.
+        trust_remote_code : bool
+            Run code that the folder brings, if it brings any.
 
         Raises
         ------
         WhetError
-            If the folder is none of these, or damaged.
+            If the folder is none of these, damaged, or brings code unasked.
         """
-        processes = Processes(device)
-        network, weights, history = export.load(Path(folder), processes.device)
+        # Not shared with processes that were launched: as a reward, each scores texts of its own.
+        processes = Processes(device, alone=True)
+        trusted = trust_remote_code
+        network, weights, history = export.load(Path(folder), processes.device, trusted)
         return cls(network, processes, weights, history)
 
 
@@ -369,7 +407,10 @@ class _Training:
             plan = self.batches.epoch(here.epoch)
             self.network.module.train()
             while here.position < len(plan):
-                self._step(plan[here.position], len(plan))
+                batch = plan[here.position]
+                longest = int(self.tokens.lengths[self.rows[self.train[batch]]].max())
+                with enough_memory(len(batch), self._width or longest):
+                    self._step(batch, len(plan))
                 here.position += 1
                 here.step += 1
                 if checkpoint is not None and here.step % save_every == 0:
@@ -599,30 +640,51 @@ def _score(
     length: int | None = None,
 ) -> NDArray[np.float32]:
     """Return scores of shape (n, K) in the order of rows."""
+    if not len(rows):
+        return np.zeros((0, network.n_classes), dtype=np.float32)
+    run = network.logits
+    scores = _over_batches(network, processes, tokens, rows, run, tokens_per_batch, length)
+    if scores.shape[1] > 1:
+        return scores
+    return np.concatenate([np.zeros_like(scores), scores], axis=1)
+
+
+def _over_batches(
+    network: Network,
+    processes: Processes,
+    tokens: Tokens,
+    rows: Rows,
+    run: Callable[[Tensor, Tensor | None], Tensor],
+    tokens_per_batch: int | None = None,
+    length: int | None = None,
+) -> NDArray[np.float32]:
+    """Return what ``run`` gives for tokens and mask of at least one row, in the order of rows."""
     torch = require("torch", "fine-tuning")
     _check_lengths(tokens, rows, network)
     settings = network.settings
     if tokens_per_batch is None:
-        mean = float(tokens.lengths[rows].mean()) if len(rows) else 1.0
+        mean = float(tokens.lengths[rows].mean())
         step = settings.tokens_per_batch or settings.batch_size * mean
         tokens_per_batch = max(int(SCORING * step), SCORING_TOKENS)
     module = network.module
     training = module.training
     module.eval()
-    outputs = 1 if network.n_classes == 2 else network.n_classes
-    scores = torch.zeros((len(rows), outputs), device=processes.device)
+    found: Any = None
     with torch.inference_mode():
         for number, places in enumerate(_by_length(tokens.lengths[rows], tokens_per_batch)):
-            if number % processes.size != processes.rank:
+            if number % processes.size != processes.rank and found is not None:
                 continue
             ids, mask = tokens.batch(rows[places], length=length, pad=network.pad)
             where = torch.from_numpy(places).to(processes.device, non_blocking=True)
-            scores[where] = network.logits(*_to_device(network, ids, mask))
-        scores = two_columns(processes.sum(scores)) if len(rows) else torch.zeros((0, 1))
+            with enough_memory(*ids.shape):
+                made = run(*_to_device(network, ids, mask))
+            if found is None:  # the first batch shows every process the width
+                found = torch.zeros((len(rows), made.shape[1]), device=processes.device)
+            if number % processes.size == processes.rank:
+                found[where] = made
+        found = processes.sum(found)
     module.train(training)
-    if not len(rows):
-        return np.zeros((0, network.n_classes), dtype=np.float32)
-    array: NDArray[np.float32] = scores.cpu().numpy()
+    array: NDArray[np.float32] = found.cpu().numpy()
     return array
 
 
