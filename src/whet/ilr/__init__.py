@@ -1,0 +1,1 @@
+"""Refining demonstrations: cross-labelling, comparison feedback and replacement, in rounds."""

@@ -1,0 +1,1 @@
+"""Tasks whose demonstrations are refined: loading them, comparing two completions, scoring one."""
