@@ -14,7 +14,7 @@ from cyclopts.exceptions import CycloptsError
 from rich.console import Console
 
 from whet import __version__
-from whet.cli import annotate, bench, env, predict, push, refine, self_refine
+from whet.cli import align, annotate, bench, dpo, env, predict, push, refine, self_refine, sft
 from whet.errors import WhetError, WhetWarning
 
 app = App(
@@ -29,6 +29,9 @@ app.command(self_refine.self_refine)
 app.command(refine.refine)
 app.command(predict.predict)
 app.command(push.push)
+app.command(sft.sft)
+app.command(dpo.dpo)
+app.command(align.align)
 app.command(bench.app)
 app.command(env.env)
 

@@ -20,6 +20,8 @@ _NAMES = {
     "plan": ("counting", "rows"),
     "annotate": ("asking", "rows"),
     "batch": ("waiting for", "answers"),
+    "generate": ("generating", "completions"),
+    "score": ("scoring", "rows"),
 }
 
 

@@ -1,0 +1,94 @@
+"""What ``whet sft`` and ``whet dpo`` share: the rows' faults, progress, the table at the end."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+
+def run(
+    train: Callable[..., Path],
+    file: Path,
+    columns: Sequence[str],
+    model: str,
+    out: Path,
+    settings: Any,  # noqa: ANN401 - TrainSettings or DpoSettings
+    marker: str | None,
+) -> None:
+    """Train, and print what was trained and what to do next.
+
+    Parameters
+    ----------
+    train : callable
+        :func:`whet.posttrain.trainers.train_sft` or ``train_dpo``.
+    file : Path
+    columns : sequence of str
+        That the file needs.
+    model : str
+    out : Path
+    settings : TrainSettings or DpoSettings
+    marker : str or None
+    """
+    from whet.cli._progress import ProgressReporter
+    from whet.posttrain.examples import read_examples
+    from whet.store import read_json
+
+    table = read_examples(file, columns)
+    with ProgressReporter() as progress:
+        folder = train(
+            model, table, out, settings, marker=marker, progress=progress, tell=progress.say
+        )
+    _show(read_json(folder / "training.json"), folder)
+
+
+def _show(account: dict[str, Any], folder: Path) -> None:
+    from whet.cli import console, plain
+
+    history, lint = account["history"], account["lint"]
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    learned = lint["n"] - lint["untrained"]
+    for name, value in (
+        ("rows", f"{learned:,} of {lint['n']:,} trained on"),
+        ("steps", f"{account['steps']:,} of {account['batch_size']:,} rows"),
+        ("loss", f"{history[0]['loss']:.4f} at step 1, {history[-1]['loss']:.4f} at the end"),
+        *_preferences(account),
+        ("trained", _trained(account)),
+        ("time", f"{account['seconds']:.1f} s on {account['device']}"),
+        ("model", str(folder)),
+        ("full account", str(folder / "training.json")),
+    ):
+        table.add_row(plain(name), plain(value))
+    screen = console()
+    screen.print(table)
+    screen.print()
+    screen.print(plain(f"Next: {_next_step(account, folder)}"))
+
+
+def _preferences(account: dict[str, Any]) -> list[tuple[str, str]]:
+    if account["kind"] != "dpo":
+        return []
+    last = account["history"][-1]
+    return [
+        ("chosen preferred", f"{last['rewards/accuracies']:.1%} of the pairs of the last steps"),
+        ("margin", f"{last['rewards/margins']:.4f}, beta included"),
+    ]
+
+
+def _trained(account: dict[str, Any]) -> str:
+    if account["tune"] == "full":
+        return "all weights"
+    kept = ", frozen weights in 4 bits" if account["quantize"] else ""
+    return f"adapters of rank {account['lora_rank']}{kept}, merged into the model"
+
+
+def _next_step(account: dict[str, Any], folder: Path) -> str:
+    model, after = shlex.quote(str(folder)), shlex.quote(f"{folder}-dpo")
+    if account["kind"] == "sft":
+        return f"whet dpo PREFERENCES.jsonl --model {model} --out {after}"
+    return f"transformers serve {model}"

@@ -1,0 +1,1 @@
+"""Post-training of causal language models on demonstrations, preferences and rewards."""
