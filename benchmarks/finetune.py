@@ -1,11 +1,12 @@
 """Fine-tuning by this project against a loop that does what the released code of SILR does.
 
-One run, side by side, in turn, each measurement in a process of its own: a 4-layer Llama with
-random weights, a byte-level BPE tokenizer trained on the texts, LoRA of rank 8, robust UU risk with
-the true class ratios, the same number of steps. The loop pads every text to 512 tokens, hands its
-mask to the model, reads the loss after every step and empties the CUDA cache where there is one.
-The first step of each run is not timed. Memory is the peak of the process above what it had before
-the model was loaded (of the allocator, on a GPU).
+One run, side by side, in turn, each in a process of its own: a 4-layer Llama with random
+weights (with ``--shape 1b`` one of Llama-3.2-1B's shape, for a GPU), a byte-level BPE tokenizer
+trained on the texts, LoRA of rank 8, robust UU risk with the true class ratios, the same number of
+steps. The loop pads every text to 512 tokens, hands its mask to the model, reads the loss after
+every step and empties the CUDA cache where there is one. The first step of each run is not timed.
+Memory is the peak of the process above what it had before the model was loaded (of the allocator,
+on a GPU).
 
 What is compared with what:
 
@@ -49,6 +50,11 @@ from whet.finetune.tokens import MULTIPLE, Tokens
 from whet.finetune.trainer import FineTuner, Tuned, schedule
 
 LENGTH, BATCH, VOCABULARY = 512, 16, 4096
+#: Width, width of the MLP, layers, heads, heads of keys and values, vocabulary of the model.
+SHAPES = {
+    "4-layer": (256, 688, 4, 4, 2, VOCABULARY),
+    "1b": (2048, 8192, 16, 32, 8, 128256),
+}
 RELEASED = "released loop, padded to 512, fp32"
 PLAIN = Settings(
     epochs=1,
@@ -105,8 +111,8 @@ class Measured:
     risk: float
 
 
-def save_model(folder: Path, texts: list[str]) -> str:
-    """Train a tokenizer on the texts and save a Llama of 4 layers with random weights."""
+def save_model(folder: Path, texts: list[str], shape: str) -> str:
+    """Train a tokenizer on the texts and save a Llama with random weights."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -121,13 +127,15 @@ def save_model(folder: Path, texts: list[str]) -> str:
     wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks)
     wrapped.save_pretrained(folder)
     torch.manual_seed(0)
+    width, mlp, layers, heads, kv, words = SHAPES[shape]
     config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=688,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        vocab_size=words,
+        hidden_size=width,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        tie_word_embeddings=shape == "1b",
         max_position_embeddings=LENGTH,
         pad_token_id=0,
         bos_token_id=1,
@@ -149,10 +157,10 @@ def read(data: Path, name: str) -> tuple[list[str], np.ndarray, np.ndarray]:
     return texts, truth, np.where(right, truth, 1 - truth)
 
 
-def cases(data: Path, folder: Path) -> list[Case]:
+def cases(data: Path, folder: Path, shape: str) -> list[Case]:
     """Return the three corpora, cut into tokens."""
     raw = {name: read(data, name) for name in ("babe_llm", "covid_fake_news")}
-    model = save_model(folder, [text for texts, _, _ in raw.values() for text in texts])
+    model = save_model(folder, [text for texts, _, _ in raw.values() for text in texts], shape)
     texts, truth, pseudo = raw["babe_llm"]
     order = np.argsort(pseudo, kind="stable")
     around = [np.roll(order, -k)[:40] for k in range(len(order))]  # of one pseudo-label, mostly
@@ -359,6 +367,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--shape", choices=SHAPES, default="4-layer")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     transformers.utils.logging.disable_progress_bar()
@@ -366,7 +375,7 @@ def main() -> None:
         "# Fine-tuning: this project against a loop that does what the released code does",
         "",
         f"    python benchmarks/finetune.py --data DIR --out {options.out} --steps {options.steps}"
-        f" --repeats {options.repeats} --threads {options.threads}",
+        f" --repeats {options.repeats} --threads {options.threads} --shape {options.shape}",
         "",
         f"{machine(options.threads)}, transformers {transformers.__version__}, Python "
         f"{platform.python_version()}. {options.repeats} repeats in turn. The script's docstring "
@@ -374,7 +383,7 @@ def main() -> None:
         "",
     ]
     with tempfile.TemporaryDirectory() as folder:
-        for case in cases(options.data, Path(folder)):
+        for case in cases(options.data, Path(folder), options.shape):
             found: dict[str, list[Measured]] = {}
             for _ in range(options.repeats):
                 for name, settings in {RELEASED: None, **OURS}.items():
