@@ -687,14 +687,10 @@ def test_a_run_is_not_mixed_with_another(finished):
         run(recipe_for(folder.parent, target="unsafe"))
 
 
-def test_what_cannot_be_is_said_before_anything_is_written(inputs, tmp_path, monkeypatch):
+def test_what_cannot_be_is_said_before_anything_is_written(inputs, tmp_path):
     from whet.align.pipeline import Alignment
 
     folder = copied(inputs, tmp_path)
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    with pytest.raises(WhetError, match="8 were launched"):
-        Alignment(parse_recipe(recipe_for(folder)))
-    monkeypatch.delenv("WORLD_SIZE")
     judge = {"task": "safety", "model": "m", "base_url": "http://localhost:1/v1", "max_cost": 1}
     with pytest.raises(WhetError, match="max_cost = 1 needs a price"):
         Alignment(parse_recipe(recipe_for(folder, judge=judge)))

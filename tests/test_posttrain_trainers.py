@@ -536,12 +536,6 @@ def test_an_error_of_a_reward_costs_no_steps(tmp_path, folder):
     assert len(calls) == 5 + 2  # from the checkpoint after step 4
 
 
-def test_several_processes_are_refused(tmp_path, folder, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(WhetError, match="a launcher started several"):
-        train_sft(folder, sums(), tmp_path / "out", TrainSettings())
-
-
 def test_bad_input_leaves_nothing(tmp_path, folder):
     out, settings = tmp_path / "out", TrainSettings()
     with pytest.raises(WhetError, match="no column 'completion'"):

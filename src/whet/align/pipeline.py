@@ -12,7 +12,8 @@
     answers.sqlite           what the judges said
     run.json                 last
 
-A stage that is finished is not done again, and one that was killed goes on.
+A stage that is finished is not done again, and one that was killed goes on. Of several processes
+that a launcher started all train; the first one does everything else, while the others wait.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import time
 import warnings
@@ -61,6 +61,7 @@ from whet.errors import WhetError, WhetWarning, did_you_mean
 from whet.posttrain.examples import is_conversational, read_examples
 from whet.posttrain.generate import completion_logprobs, generate
 from whet.posttrain.models import find_model
+from whet.posttrain.ranks import Ranks
 from whet.posttrain.settings import DpoSettings
 from whet.posttrain.trainers import train_dpo, train_online, train_sft
 from whet.rounds import Progress
@@ -111,12 +112,7 @@ language model, or a hub id
         progress: Progress | None = None,
         tell: Callable[[str], None] | None = None,
     ) -> None:
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
-        if processes > 1:
-            raise WhetError(
-                f"whet align works in one process, and {processes} were launched: start it without "
-                "a launcher"
-            )
+        self.ranks = Ranks()
         self.recipe, self.path = recipe, Path(recipe.out)
         find_model(recipe.model)
         self.progress, self.tell = progress, tell
@@ -143,12 +139,13 @@ language model, or a hub id
         WhetError
             If a stage cannot be done.
         """
-        folder = RunFolder(self.path, self._settings(), resume=True)
+        folder = self.ranks.folder(self.path, self._settings())
         try:
             if not folder.complete:
-                folder.open()
-                with AnswerCache(self.path / "answers.sqlite") as cache:
-                    folder.finish(self._work(cache))
+                self.ranks.lead(folder.open)
+                with AnswerCache(self._answers) as cache:
+                    manifest = self._work(cache)
+                self.ranks.lead(lambda: folder.finish(manifest))
             return read_json(self.path / "run.json")
         finally:
             folder.close()
@@ -212,21 +209,15 @@ language model, or a hub id
         self._judges: dict[str, Judge] = {}
         with self._timed(SFT):
             self._sft()
-        samples = judged = None
-        if recipe.samples_needed:
-            with self._timed("samples"):
-                samples = self._sample()
-        if samples is not None and recipe.judged_needed:
-            with self._timed("judged"):
-                judged = self._judge(samples)
-        with self._timed("classifiers"):
-            classifiers, rewards = self._classify(judged)
+        learned = self.ranks.lead(self._learn)
+        samples, judged, classifiers = learned or (None, None, {})
+        rewards = self._rewards()
         pairs = {}
         for reward, trainer in recipe.arms:
             with self._timed(f"{reward}-{trainer}"):
                 pairs[f"{reward}-{trainer}"] = self._arm(reward, trainer, rewards, samples, judged)
         with self._timed("evaluation"):
-            found = self._evaluate(rewards)
+            found = self.ranks.lead(lambda: self._evaluate(rewards))
         return {
             "settings": self._settings(),
             "versions": _versions(),
@@ -246,6 +237,11 @@ language model, or a hub id
             "evaluation": found,
             "seconds": self.seconds,
         }
+
+    @property
+    def _answers(self) -> Path | None:
+        """The file of what judges said; only the first process asks them."""
+        return self.path / "answers.sqlite" if self.ranks.leads else None
 
     @property
     def _harmful(self) -> list[bool | None]:
@@ -286,6 +282,18 @@ language model, or a hub id
             tell=self.tell,
         )
 
+    def _learn(self) -> tuple[pa.Table | None, pa.Table | None, dict[str, Any]]:
+        """Return samples, the same judged, and the records of the classifiers."""
+        samples = judged = None
+        if self.recipe.samples_needed:
+            with self._timed("samples"):
+                samples = self._sample()
+        if samples is not None and self.recipe.judged_needed:
+            with self._timed("judged"):
+                judged = self._judge(samples)
+        with self._timed("classifiers"):
+            return samples, judged, self._classify(judged)
+
     def _sample(self) -> pa.Table:
         return generate(
             str(self.path / SFT),
@@ -313,13 +321,13 @@ language model, or a hub id
         _stage(folder, {"task": judge.task.as_dict(), "target": self.recipe.target}, make)
         return pq.read_table(folder / "judged.parquet")
 
-    def _classify(self, judged: pa.Table | None) -> tuple[dict[str, Any], dict[str, Reward]]:
+    def _classify(self, judged: pa.Table | None) -> dict[str, Any]:
         recipe = self.recipe
         corpus = judged if recipe.corpus is None else read_corpus(Path(recipe.corpus))
         assert corpus is not None  # noqa: S101 - there is a corpus, or samples have been judged
         classes = self._classes(corpus)
         settings = recipe.classifier
-        wanted = [name for name in (INITIAL, REFINED) if name in recipe.rewards]
+        wanted = self._wanted
         unknown: list[str | None] = [None] * corpus.num_rows
         gold = unknown
         if REFINED in wanted:
@@ -331,7 +339,6 @@ language model, or a hub id
                 classes,
             )
         records: dict[str, Any] = {}
-        rewards: dict[str, Reward] = {}
         for name in wanted:
             known = gold if name == REFINED else unknown
             records[name] = train_classifier(
@@ -343,12 +350,23 @@ language model, or a hub id
                 {"gold_sha256": hashlib.sha256(json.dumps(known).encode()).hexdigest()},
                 self._told(name),
             )
+        return records
+
+    @property
+    def _wanted(self) -> list[str]:
+        """The classifiers that the recipe rewards with."""
+        return [name for name in (INITIAL, REFINED) if name in self.recipe.rewards]
+
+    def _rewards(self) -> dict[str, Reward]:
+        """Return the rewards; the judge's is for the first process alone."""
+        rewards: dict[str, Reward] = {}
+        for name in self._wanted:
             model = self.path / "classifiers" / name / "model"
-            rewards[name] = RewardFunction.from_pretrained(model, recipe.target)
-        judge = self._judge_named(JUDGE)
-        if "vanilla" in recipe.rewards and judge is not None:
-            rewards["vanilla"] = vanilla_reward(judge, recipe.target)
-        return records, rewards
+            rewards[name] = RewardFunction.from_pretrained(model, self.recipe.target)
+        judge = self._judge_named(JUDGE) if self.ranks.leads else None
+        if "vanilla" in self.recipe.rewards and judge is not None:
+            rewards["vanilla"] = vanilla_reward(judge, self.recipe.target)
+        return rewards
 
     def _classes(self, corpus: pa.Table) -> list[str]:
         """Return the classes of the judge's task, or without a judge those of the corpus."""
@@ -375,6 +393,8 @@ language model, or a hub id
         settings = self.recipe.trainers.chosen[trainer]
         model, progress = str(self.path / SFT), self._told(f"{reward}-{trainer}")
         if not isinstance(settings, DpoSettings):
+            if reward == "vanilla":
+                rewards = {reward: _asked_by_first(self.ranks, rewards)}
             train_online(
                 model, self.prompts, rewards[reward], folder / "model", settings, progress=progress
             )
@@ -403,7 +423,9 @@ language model, or a hub id
                 "unknown": pairs.unknown,
             }
 
-        counts = _stage(folder, {"reward": reward, "trainer": trainer}, make)
+        counts = self.ranks.lead(
+            lambda: _stage(folder, {"reward": reward, "trainer": trainer}, make)
+        )
         pairs = pq.read_table(folder / "pairs.parquet")
         train_dpo(model, pairs, folder / "model", settings, progress=progress, tell=self.tell)
         return counts
@@ -474,6 +496,30 @@ def _stage(
         return read_json(folder / "run.json")
     finally:
         run.close()
+
+
+def _asked_by_first(ranks: Ranks, rewards: Mapping[str, Reward]) -> Reward:
+    """Return the judge's reward with one process asking for all: it has one budget."""
+
+    def whet_vanilla(
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        **kwargs: Any,  # noqa: ANN401 - what else TRL hands over
+    ) -> list[float | None]:
+        del kwargs
+        asked = ranks.gather((prompts, completions))
+        found = ranks.lead(
+            lambda: rewards["vanilla"](
+                prompts=[each for group, _ in asked for each in group],
+                completions=[each for _, group in asked for each in group],
+            )
+        )
+        start = sum(len(group) for group, _ in asked[: ranks.rank])
+        said = ranks.gather(found)[0]
+        assert said is not None  # noqa: S101 - the first process has asked
+        return said[start : start + len(prompts)]
+
+    return whet_vanilla
 
 
 def _with_labels(

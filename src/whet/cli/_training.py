@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,18 @@ def run(
     marker : str or None
     """
     from whet.cli._progress import ProgressReporter
+    from whet.finetune.processes import launched_rank
     from whet.posttrain.examples import read_examples
+    from whet.posttrain.ranks import one_voice
     from whet.store import read_json
 
-    table = read_examples(file, columns)
-    with ProgressReporter() as progress:
-        folder = train(
-            model, table, out, settings, marker=marker, progress=progress, tell=progress.say
-        )
-    _show(read_json(folder / "training.json"), folder)
+    leads = launched_rank() == 0
+    with one_voice(), ProgressReporter() if leads else nullcontext() as progress:
+        table = read_examples(file, columns)
+        tell = None if progress is None else progress.say
+        folder = train(model, table, out, settings, marker=marker, progress=progress, tell=tell)
+    if leads:
+        _show(read_json(folder / "training.json"), folder)
 
 
 def _show(account: dict[str, Any], folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,11 +41,19 @@ def align(
 
         whet align recipe.yaml --out run
     """
+    from whet.posttrain.ranks import one_voice
+
+    with one_voice():
+        _align(recipe, out)
+
+
+def _align(recipe: Path, out: str | None) -> None:
     from dataclasses import replace
 
     from whet.align.classifiers import GoldNeeded
     from whet.align.recipe import load_recipe
     from whet.annotate.protocol import Stop
+    from whet.finetune.processes import launched_rank
 
     settings = load_recipe(recipe)
     if out is not None:
@@ -60,15 +69,18 @@ def align(
             raise WhetError(stop.reason) from None
         _stopped(stop, shlex.join(command))
         raise SystemExit(3) from None
-    show(manifest, Path(settings.out))
+    if launched_rank() == 0:
+        show(manifest, Path(settings.out))
 
 
 def _run(settings: Any) -> dict[str, Any]:  # noqa: ANN401 - AlignRecipe, which is imported late
     from whet.align.pipeline import Alignment
     from whet.cli._progress import ProgressReporter
+    from whet.finetune.processes import launched_rank
 
-    with ProgressReporter() as progress:
-        return Alignment(settings, progress=progress, tell=progress.say).run()
+    with ProgressReporter() if launched_rank() == 0 else nullcontext() as progress:
+        tell = None if progress is None else progress.say
+        return Alignment(settings, progress=progress, tell=tell).run()
 
 
 def _ask_for_gold(needed: Any, command: str) -> None:  # noqa: ANN401 - GoldNeeded

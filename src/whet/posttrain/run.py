@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import math
-import os
 import shutil
 import time
 import warnings
@@ -38,13 +37,13 @@ from whet.posttrain.models import (
     computes_in_bf16,
     find_model,
     load_tokenizer,
-    pick_device,
     read_config,
     save_merged,
 )
+from whet.posttrain.ranks import Ranks
 from whet.posttrain.settings import DpoSettings, TrainSettings
 from whet.rounds import Progress
-from whet.store import RunFolder, write_json
+from whet.store import write_json
 
 FORMAT, FORMAT_VERSION = "whet-posttrained", 1
 #: Most steps between checkpoints, and most checkpoints of a run with fewer steps than that; else
@@ -127,6 +126,19 @@ class Plan:
         order = drawn.order[np.lexsort((-lengths, steps))]
         return replace(drawn, order=order, rows=rows, lint=lint)
 
+    def shares(self, size: int) -> list[list[Row]]:
+        """Return the rows of each pass that each of so many processes has.
+
+        Those of the first pass come first, by process, as accelerate deals them out. Long and short
+        rows are shared evenly. In the last pass, processes may have no row, or one less.
+        """
+        passes = range(0, len(self.order), self.per_pass)
+        return [
+            [self.rows[k] for k in self.order[start : start + self.per_pass][rank::size]]
+            for start in passes
+            for rank in range(size)
+        ]
+
 
 class Run:
     """One training: what it starts from, what decides its result, where it goes.
@@ -147,6 +159,8 @@ class Run:
 
     Attributes
     ----------
+    ranks : Ranks
+        The processes that train together; the first one writes.
     about : dict
         All that decides the result: a run that goes on must have the same.
 
@@ -171,11 +185,6 @@ language model, or a hub id
         tell: Tell | None = None,
     ) -> None:
         require("trl", PURPOSE)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise WhetError(
-                "post-training runs in one process, and a launcher started several: start it "
-                "without one"
-            )
         self.kind, self.model, self.table, self.out = kind, model, table, out
         self.settings, self.progress, self.tell = settings, progress, tell
         self.folder = find_model(model)
@@ -184,7 +193,8 @@ language model, or a hub id
         self.config = read_config(self.folder, model)
         self.tokenizer = load_tokenizer(str(self.folder))
         self.longest = longest_of(self.folder, model, self.tokenizer)
-        self.device = pick_device()
+        self.ranks = Ranks()
+        self.device = self.ranks.device
         self.about: dict[str, Any] = {
             "kind": kind,
             "weights": fingerprint(self.folder),
@@ -207,25 +217,40 @@ language model, or a hub id
             Given the run, the plan and arguments, returns a trainer of TRL.
         """
         began = time.perf_counter()
-        held = RunFolder(self.out, self.about, resume=True)
+        held = self.ranks.folder(self.out, self.about)
         try:
             if (self.out / MANIFEST).is_file():
                 return self.out
             plan = prepare()
-            held.open()
+            self._check_shares(plan)
+            self.ranks.lead(held.open)
             try:
                 with _alone(self.device):
                     trainer = build(self, plan, self._arguments(plan))
                     self._fit(trainer)
-                    save_merged(trainer.model, self.config, self.tokenizer, self.out)
+                    self.ranks.lead(
+                        lambda: save_merged(trainer.model, self.config, self.tokenizer, self.out)
+                    )
             except TrainingFailed:
-                self._discard()
+                if self.ranks.leads:
+                    self._discard()
                 raise
-            write_json(self.out / MANIFEST, self._account(plan, trainer.state, began))
-            shutil.rmtree(self.out / CHECKPOINTS, ignore_errors=True)
+            self.ranks.lead(lambda: self._finish(self._account(plan, trainer.state, began)))
         finally:
             held.close()
         return self.out
+
+    def _check_shares(self, plan: Plan) -> None:
+        """Raise ``WhetError`` unless all processes have as many rows of a pass."""
+        if plan.per_pass % self.ranks.size:
+            raise WhetError(
+                f"a pass of {plan.per_pass} rows, batch_size / accumulate, cannot be shared by "
+                f"{self.ranks.size} processes: make it a multiple of them"
+            )
+
+    def _finish(self, account: dict[str, Any]) -> None:
+        write_json(self.out / MANIFEST, account)
+        shutil.rmtree(self.out / CHECKPOINTS, ignore_errors=True)
 
     def _discard(self) -> None:
         shutil.rmtree(self.out / CHECKPOINTS, ignore_errors=True)
@@ -239,7 +264,7 @@ language model, or a hub id
         return {
             "output_dir": str(self.out / CHECKPOINTS),
             "max_steps": plan.steps,
-            "per_device_train_batch_size": plan.per_pass,
+            "per_device_train_batch_size": plan.per_pass // self.ranks.size,
             "gradient_accumulation_steps": settings.accumulate,
             "train_sampling_strategy": "sequential",
             "learning_rate": settings.learning_rate,
@@ -257,6 +282,8 @@ language model, or a hub id
             "logging_nan_inf_filter": False,  # else a loss that is not a number is logged as 0
             "save_steps": min(SAVE_EVERY, max(plan.steps_an_epoch, plan.steps // SAVES)),
             "save_total_limit": 2,  # while one is written, the one before is there
+            "ddp_find_unused_parameters": False,
+            "ddp_broadcast_buffers": False,
             "report_to": "none",
             "disable_tqdm": True,
         }
@@ -264,10 +291,11 @@ language model, or a hub id
     def _fit(self, trainer: Any) -> None:  # noqa: ANN401
         """Run a trainer from the last whole checkpoint on."""
         trainer.remove_callback(require("transformers", PURPOSE).PrinterCallback)
-        trainer.add_callback(_watcher(self.progress, self.settings))
+        trainer.add_callback(_watcher(self.progress, self.settings, self.ranks))
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:  # TRL makes adapters bf16, too coarse for small updates
                 parameter.data = parameter.data.float()
+        self.ranks.lead(lambda: _last_checkpoint(self.out / CHECKPOINTS))  # removes broken ones
         last = _last_checkpoint(self.out / CHECKPOINTS)
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
 
@@ -287,6 +315,7 @@ language model, or a hub id
             "rows": self.table.num_rows,
             "steps": plan.steps,
             "device": self.device.type,
+            "processes": self.ranks.size,
             "lint": None if plan.lint is None else asdict(plan.lint),
             "history": history,
             "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
@@ -297,7 +326,7 @@ language model, or a hub id
         return account
 
 
-def _watcher(progress: Progress | None, settings: TrainSettings) -> Any:  # noqa: ANN401
+def _watcher(progress: Progress | None, settings: TrainSettings, ranks: Ranks) -> Any:  # noqa: ANN401
     """Return a callback that reports steps, refuses what is no number, and marks checkpoints."""
     transformers = require("transformers", PURPOSE)
     called = {"loss": "loss", "grad_norm": "gradient"}
@@ -320,7 +349,8 @@ def _watcher(progress: Progress | None, settings: TrainSettings) -> Any:  # noqa
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            (folder / WHOLE).touch()
+            ranks.gather(None)  # each process has written its random state
+            ranks.lead((folder / WHOLE).touch)
 
     return Watcher()
 

@@ -27,6 +27,9 @@ from whet.posttrain.settings import DpoSettings, OnlineSettings, TrainSettings
 from whet.posttrain.tokens import Encoded, encode, encode_prompts
 from whet.rounds import Progress
 
+#: Arguments of trainers whose rows :func:`_deal` has divided.
+DEALT = {"per_device_train_batch_size": 1}
+
 
 def train_sft(
     model: str,
@@ -130,7 +133,9 @@ def train_dpo(
             if start < min(len(chosen.ids), len(rejected.ids)):
                 ids = {"prompt_ids": chosen.ids[:start], "chosen_ids": chosen.ids[start:]}
                 rows.append(ids | {"rejected_ids": rejected.ids[start:]})
-        return Plan.of_rows(rows, settings, lint)
+        plan = Plan.of_rows(rows, settings, lint)
+        _check_last(plan, run.ranks.size)
+        return plan
 
     return run.train(prepare, _dpo_trainer)
 
@@ -224,6 +229,16 @@ def _encoded(run: Run, marker: str | None) -> tuple[Lint, list[list[Encoded]]]:
     return lint, [[row._replace(ids=row.ids[:longest]) for row in side] for side in encoded]
 
 
+def _check_last(plan: Plan, size: int) -> None:
+    """Raise ``WhetError`` if the mean over the last pairs is not that of the processes' means."""
+    left = len(plan.order) % plan.per_pass
+    if left % size:
+        raise WhetError(
+            f"the last pass has {left} pairs, which {size} processes cannot share: give max_steps, "
+            f"so that all passes are whole, such as {max(1, plan.steps - 1)}"
+        )
+
+
 def _check_room(run: Run, new_tokens: int) -> None:
     """Raise ``WhetError`` if a prompt and its completion exceed what the model reads."""
     prompts = encode_prompts(run.tokenizer, run.table["prompt"].to_pylist())
@@ -240,13 +255,27 @@ def _sft_trainer(run: Run, plan: Plan, arguments: dict[str, Any]) -> Any:  # noq
     trl = require("trl", PURPOSE)
     trainer = (_own_loss() if run.device.type == "cpu" else trl.SFTTrainer)(
         model=load_causal(str(run.folder), run.settings, run.device),
-        args=_config(trl.SFTConfig, arguments, max_length=None),
+        args=_config(trl.SFTConfig, arguments | DEALT, max_length=None),
         train_dataset=_dataset(plan.rows[:1]),
         processing_class=run.tokenizer,
         peft_config=_adapters(run.settings),
     )
-    trainer.train_dataset = [plan.rows[k] for k in plan.order]
+    # A process without a row in the last pass has one of which it learns nothing: losses are summed
+    # over the tokens of all processes.
+    idle = [plan.rows[0] | {"labels": [-100] * len(plan.rows[0]["labels"])}]
+    _deal(trainer, [share or idle for share in plan.shares(run.ranks.size)])
     return trainer
+
+
+def _deal(trainer: Any, shares: list[list[Row]]) -> None:  # noqa: ANN401
+    """Give a trainer the rows of each pass and process, as items that are batches already.
+
+    From single rows accelerate would make batches of its own, and fill the last ones up with rows
+    of the first.
+    """
+    collate = trainer.data_collator
+    trainer.data_collator = lambda batch: collate(batch[0])
+    trainer.train_dataset = shares
 
 
 def _own_loss() -> Any:  # noqa: ANN401
@@ -266,7 +295,10 @@ def _own_loss() -> Any:  # noqa: ANN401
             num_items_in_batch: Any = None,  # noqa: ANN401
         ) -> Any:  # noqa: ANN401
             out = model(**inputs, num_items_in_batch=num_items_in_batch, use_cache=False)
-            return (out.loss, out) if return_outputs else out.loss
+            # The sum over a process's tokens is divided by the tokens of all; then gradients are
+            # averaged over processes, where they should be summed.
+            loss = out.loss * self.accelerator.num_processes
+            return (loss, out) if return_outputs else loss
 
     return OwnLoss
 
@@ -291,7 +323,7 @@ def _dpo_trainer(run: Run, plan: Plan, arguments: dict[str, Any]) -> Any:  # noq
         ref_model=reference,
         args=_config(
             trl.DPOConfig,
-            arguments,
+            arguments | DEALT,
             beta=settings.beta,
             label_smoothing=settings.label_smoothing,
             max_length=None,
@@ -302,7 +334,7 @@ def _dpo_trainer(run: Run, plan: Plan, arguments: dict[str, Any]) -> Any:  # noq
         processing_class=run.tokenizer,
         peft_config=_adapters(settings),
     )
-    trainer.train_dataset = [plan.rows[k] for k in plan.order]
+    _deal(trainer, plan.shares(run.ranks.size))
     return trainer
 
 
