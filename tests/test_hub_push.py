@@ -264,7 +264,7 @@ def test_a_folder_that_is_no_classifier_is_refused(server, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     ended = whet(["push", str(tmp_path), "me/mine"])
     assert (ended.code, ended.err.count("\n")) == (2, 1)
-    assert "is not a whet classifier: name a model folder" in ended.err
+    assert "is not a whet classifier: name a folder that whet refine wrote" in ended.err
     assert server.requests == []
 
 

@@ -125,6 +125,8 @@ language model, or a hub id
         )
         self._check_kinds()
         self.asked = self._check_judges()
+        if recipe.corpus is not None:  # a target that it lacks shows before anything is trained
+            self._classes(read_corpus(Path(recipe.corpus)))
         self.seconds: dict[str, float] = {}
 
     def run(self) -> dict[str, Any]:

@@ -23,8 +23,9 @@ T = TypeVar("T")
 #: What a reward may come from. Besides them there is always the arm ``sft``, which has none.
 REWARDS = ("vanilla", "initial", "refined")
 TRAINERS = ("dpo", "grpo", "rloo")
-#: Settings of a judge that decide what a run costs or how fast it is, not what it finds.
-_COST = ("concurrency", "timeout", "max_cost", "max_calls", "price", "key_env")
+#: Settings of a judge that decide what a run costs, how fast it is and where the model is served,
+#: not what it finds.
+_COST = ("base_url", "concurrency", "timeout", "max_cost", "max_calls", "price", "key_env")
 
 _AT_ONE = {"temperature": 1.0}
 _SFT = TrainSettings()

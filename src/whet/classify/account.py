@@ -239,8 +239,8 @@ def _verdict(kept: bool, gain: Estimate | None) -> str:
     if gain is None:
         if kept:
             return (
-                "Annotator's labels kept: no gold row has a label of the annotator's, so nothing "
-                "shows that the classifier's are better."
+                "Annotator's labels kept: there is no gold row that has a label of the "
+                "annotator's, so nothing shows that the classifier's are better."
             )
         return "Unknown: there are no gold rows to judge the refined labels by."
     points = (

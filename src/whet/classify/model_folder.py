@@ -66,7 +66,9 @@ def load(folder: Any) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:  # noqa
         path = path / "model"  # a run folder was named
     config = read_json(path / "config.json")
     if config.get("format") != "whet-classifier":
-        raise WhetError(f"{path / 'config.json'} is not a whet classifier: name a model folder")
+        raise WhetError(
+            f"{path / 'config.json'} is not a whet classifier: name a folder that whet refine wrote"
+        )
     if config.get("format_version") != MODEL_FORMAT:
         raise WhetError(
             f"{path} has format {config.get('format_version')!r}, this whet reads {MODEL_FORMAT}: "

@@ -54,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except WhetError as error:
         _fail(str(error))
     except CycloptsError as error:
-        _fail(f"{' '.join(str(error).split())} See 'whet --help'.")
+        verb = next(iter(sys.argv[1:] if arguments is None else arguments), "")
+        known = f" {verb}" if verb in app else ""
+        _fail(f"{' '.join(str(error).split())} See 'whet{known} --help'.")
     except BrokenPipeError:
         os._exit(1)
     except OSError as error:

@@ -59,7 +59,7 @@ def _show(account: dict[str, Any], folder: Path) -> None:
     learned = lint["n"] - lint["untrained"]
     for name, value in (
         ("rows", f"{learned:,} of {lint['n']:,} trained on"),
-        ("steps", f"{account['steps']:,} of {account['batch_size']:,} rows"),
+        ("steps", f"{account['steps']:,}, of at most {account['batch_size']:,} rows each"),
         ("loss", f"{history[0]['loss']:.4f} at step 1, {history[-1]['loss']:.4f} at the end"),
         *_preferences(account),
         ("trained", _trained(account)),
@@ -78,6 +78,8 @@ def _preferences(account: dict[str, Any]) -> list[tuple[str, str]]:
     if account["kind"] != "dpo":
         return []
     last = account["history"][-1]
+    if not last["rewards/margins"]:
+        return [("chosen preferred", "nothing yet: the model has not moved; take more steps")]
     return [
         ("chosen preferred", f"{last['rewards/accuracies']:.1%} of the pairs of the last steps"),
         ("margin", f"{last['rewards/margins']:.4f}, beta included"),

@@ -190,7 +190,7 @@ def _account_rows(manifest: dict[str, Any], folder: Path) -> list[tuple[str, str
         rows.append(("judge's labels", f"{counts}; {judged['abstained']:,} without one"))
     refined = manifest["classifiers"].get("refined")
     if refined is not None:
-        for name, title in (("annotator", "  their accuracy"), ("new texts", "refined classifier")):
+        for name, title in (("annotator", "judge's accuracy"), ("new texts", "refined classifier")):
             if name in refined["estimate"]:
                 found = refined["estimate"][name]
                 rows.append((title, f"{_interval(found, '')}  n = {found['n']} gold rows"))

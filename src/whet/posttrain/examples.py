@@ -81,10 +81,9 @@ def check_examples(table: pa.Table, needs: Sequence[str], name: str = "the table
     """
     for column in needs:
         if column not in table.column_names:
-            raise WhetError(
-                f"{name} has no column {column!r}{did_you_mean(column, table.column_names)}: it "
-                f"needs {', '.join(needs)}"
-            )
+            others = [c for c in table.column_names if c not in needs]
+            near = did_you_mean(column, others) if others else ""
+            raise WhetError(f"{name} has no column {column!r}{near}: it needs {', '.join(needs)}")
     if not table.num_rows:
         raise WhetError(f"{name} has no rows: give at least one")
     for column in needs:
