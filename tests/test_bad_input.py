@@ -527,7 +527,7 @@ def input_not_named():
     return ["refine", "--text", "text"]
 
 
-@bad("--txet", "Did you mean", "--text", "whet --help", real=True)
+@bad("--txet", "Did you mean", "--text", "whet refine --help", real=True)
 def unknown_flag():
     write_csv(columns())
     return refine(txet="text")

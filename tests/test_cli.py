@@ -598,9 +598,11 @@ def test_help_names_every_option(command):
     parameters = dict(inspect.signature(function).parameters)
     if parameters.pop("flags", None) is not None:
         parameters |= inspect.signature(Flags).parameters
-    if (settings := parameters.pop("settings", None)) is not None:  # a flag for each field
-        fields = inspect.signature(type(settings.default)).parameters
-        parameters |= {n: p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for n, p in fields.items()}
+    for group in ("settings", "tasked", "llm"):
+        if (flags := parameters.pop(group, None)) is not None:  # a flag for each field
+            fields = inspect.signature(type(flags.default)).parameters.items()
+            keyword = inspect.Parameter.KEYWORD_ONLY
+            parameters |= {name: field.replace(kind=keyword) for name, field in fields}
     for name, parameter in parameters.items():
         named = parameter.kind is inspect.Parameter.KEYWORD_ONLY
         shown = "--" + name.replace("_", "-") if named else name.upper()

@@ -14,7 +14,23 @@ from cyclopts.exceptions import CycloptsError
 from rich.console import Console
 
 from whet import __version__
-from whet.cli import align, annotate, bench, dpo, env, predict, push, refine, self_refine, sft
+from whet.cli import (
+    align,
+    annotate,
+    bench,
+    dpo,
+    env,
+    evaluate,
+    ilr,
+    judge,
+    predict,
+    propose,
+    push,
+    refine,
+    replace,
+    self_refine,
+    sft,
+)
 from whet.errors import WhetError, WhetWarning
 
 app = App(
@@ -31,6 +47,11 @@ app.command(predict.predict)
 app.command(push.push)
 app.command(sft.sft)
 app.command(dpo.dpo)
+app.command(propose.propose)
+app.command(judge.judge)
+app.command(replace.replace)
+app.command(evaluate.evaluate)
+app.command(ilr.ilr)
 app.command(align.align)
 app.command(bench.app)
 app.command(env.env)

@@ -1,0 +1,110 @@
+"""``whet evaluate``: how right models or completions are, on the same rows."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from whet.cli._tasks import TaskFlags
+
+
+def _help(text: str) -> Parameter:
+    return Parameter(help=text, show_default=False)
+
+
+def evaluate(
+    what: Annotated[
+        list[str],
+        Parameter(
+            help="Models (folders or hub ids), or tables with row and completion; the others are "
+            "compared with the first."
+        ),
+    ],
+    /,
+    *,
+    task: Annotated[str, _help("As for whet judge: chains, gsm8k, ..., or a file.")],
+    out: Annotated[Path, Parameter(help="Folder of completions, scores and run.json.")],
+    option: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help="KEY=VALUE of the task, as often as needed.", show_default=False, negative=""
+        ),
+    ] = (),
+    data: Annotated[Path | None, _help("Folder of the task's files.")] = None,
+    test: Annotated[
+        str, _help("Split of the task, or a table with prompt and reference. [default: test]")
+    ] = "test",
+    temperature: Annotated[
+        float, _help("Of completions; 0 takes the likeliest. [default: 0]")
+    ] = 0.0,
+    max_new_tokens: Annotated[int, _help("Longest completion. [default: 256]")] = 256,
+    tokens_per_batch: Annotated[int, _help("Padding included. [default: 8192]")] = 8192,
+    seed: Annotated[int, _help("Of sampling and intervals. [default: 0]")] = 0,
+) -> None:
+    """Let models answer a task's test, and count what is right, with bootstrap intervals.
+
+    whet evaluate models/base tuned --task gsm8k --data gsm8k --out evaluated
+    """
+    from whet.cli._progress import ProgressReporter
+    from whet.ilr.evaluate import evaluate as work
+    from whet.ilr.rows import read_rows
+    from whet.posttrain.settings import GenerateSettings
+
+    chosen = TaskFlags(task=task, option=option, data=data).load()
+    table = read_rows(chosen, test, ["prompt", "reference"], data)
+    settings = GenerateSettings(
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        tokens_per_batch=tokens_per_batch,
+        seed=seed,
+    )
+    with ProgressReporter() as progress:
+        account = work(what, chosen, table, out, settings, progress=progress)
+    show(account, out)
+
+
+def show(account: dict[str, Any], out: Path) -> None:
+    """Print the closing table.
+
+    Parameters
+    ----------
+    account : dict
+        The content of run.json.
+    out : Path
+        Its folder.
+    """
+    from rich.table import Table
+
+    from whet.cli import console, plain
+
+    screen = console()
+    screen.print()
+    found = account["found"]
+    rows = account["rows"]
+    screen.print(
+        plain(f"{len(found)} evaluated on {rows:,} rows of {account['task']}."), style="bold"
+    )
+    screen.print("In brackets: 95 % bootstrap intervals over rows.")
+    screen.print()
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for heading in ("", "score", "n", "minus the first", "broken off", "no score"):
+        table.add_column(heading, no_wrap=True)
+    for one in found:
+        gain = "-" if one["gain"] is None else _interval(one["gain"], "+")
+        cells = (_interval(one["score"], ""), f"{one['score']['n']:,}", gain)
+        counts = (f"{one['unfinished']:,}", f"{one['unscored']:,}")
+        table.add_row(*(plain(cell) for cell in (one["what"], *cells, *counts)))
+    screen.print(table)
+    screen.print()
+    screen.print(plain(f"Scores: {out / 'scores.parquet'}"))
+    screen.print()
+    quoted = shlex.quote(str(out / "scores.parquet"))
+    screen.print(plain(f"Next: read the completions with score 0 in {quoted}"))
+
+
+def _interval(estimate: dict[str, Any], sign: str) -> str:
+    value, low, high = (f"{estimate[key]:{sign}.3f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"

@@ -1,0 +1,196 @@
+"""``whet ilr``: all arms of a recipe of iterative label refinement, and how they compare."""
+
+from __future__ import annotations
+
+import shlex
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from whet.errors import WhetError
+
+
+def ilr(
+    recipe: Annotated[Path, Parameter(help="YAML file; docs/ilr.md lists its keys.")],
+    /,
+    *,
+    out: Annotated[
+        str | None,
+        Parameter(help="Run folder. [default: the recipe's, else whet-ilr]", show_default=False),
+    ] = None,
+) -> None:
+    """Refine demonstrations in rounds, and compare with fine-tuning alone and with DPO.
+
+    The same command again goes on where it stopped.
+
+        whet ilr recipe.yaml --out run
+    """
+    from whet.posttrain.ranks import one_voice
+
+    with one_voice():
+        _ilr(recipe, out)
+
+
+def _ilr(recipe: Path, out: str | None) -> None:
+    from dataclasses import replace
+
+    from whet.annotate.protocol import Stop
+    from whet.cli._asking import print_table
+    from whet.cli._progress import ProgressReporter
+    from whet.finetune.processes import launched_rank
+    from whet.ilr.pipeline import Ilr
+    from whet.ilr.recipe import load_recipe
+
+    leads = launched_rank() == 0
+    settings = load_recipe(recipe)
+    if out is not None:
+        settings = replace(settings, out=out)
+    command = ["whet", "ilr", str(recipe), *(["--out", out] if out is not None else [])]
+    try:
+        with ProgressReporter() if leads else nullcontext() as progress:
+            manifest = Ilr(settings, progress=progress).run()
+    except Stop as stop:
+        if stop.fatal:
+            raise WhetError(stop.reason) from None
+        print_table(f"Stopped early: {stop.reason}.", [], "", shlex.join(command))
+        raise SystemExit(3) from None
+    if leads:
+        show(manifest, Path(settings.out))
+
+
+def show(manifest: dict[str, Any], folder: Path) -> None:
+    """Print the closing tables of a run.
+
+    Parameters
+    ----------
+    manifest : dict
+        The content of run.json.
+    folder : Path
+        The run folder.
+    """
+    from whet.cli import console, plain
+    from whet.cli._asking import print_table
+
+    arms, rows = manifest["arms"], manifest["rows"]
+    screen = console()
+    screen.print()
+    said = f"{len(arms)} arms on {rows['demonstrations']:,} demonstrations"
+    said += f", {rows['test']:,} rows of test." if rows["test"] else "; nothing was evaluated."
+    screen.print(plain(said), style="bold")
+    screen.print("Score: the task's, on the test, of the model after the last round; in brackets")
+    screen.print("95 % bootstrap intervals over rows, of one run: another seed differs by more.")
+    screen.print("Labels: share of the demonstrations that are right, before and after. Judge:")
+    screen.print("share of its verdicts that are right. Steps: of all models that led to the last.")
+    screen.print()
+    screen.print(_arms(arms))
+    rounds = _rounds(arms)
+    if rounds is not None:
+        screen.print()
+        screen.print("Score after each round:")
+        screen.print(rounds)
+    print_table("What they had in common:", _shared(manifest, folder), _following(arms, folder))
+
+
+def _arms(arms: dict[str, Any]) -> Any:  # noqa: ANN401 - Table
+    from rich.table import Table
+
+    from whet.cli import plain
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for heading in ("arm", "score", "minus sft", "labels", "judge", "changed", "steps"):
+        table.add_column(heading, no_wrap=True)
+    for name, arm in arms.items():
+        if not arm["rounds"]:
+            table.add_row(plain(name), *["-"] * 6)
+            continue
+        first, last = arm["rounds"][0], arm["rounds"][-1]
+        cells = (
+            _interval(last["score"], ""),
+            _interval(arm["gain"], "+"),
+            _labels(first, last),
+            _judged(arm["rounds"]),
+            _changed(arm["rounds"]),
+            f"{last['steps']:,}",
+        )
+        table.add_row(plain(name), *cells)
+    return table
+
+
+def _interval(estimate: dict[str, Any] | None, sign: str) -> str:
+    if estimate is None:
+        return "-"
+    value, low, high = (f"{estimate[key]:{sign}.3f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def _labels(first: dict[str, Any], last: dict[str, Any]) -> str:
+    before, after = (record.get("label_accuracy") for record in (first, last))
+    if before is None:
+        return "-"
+    if after is None or first is last:
+        return f"{before:.3f}"
+    return f"{before:.3f} > {after:.3f}"
+
+
+def _judged(rounds: list[dict[str, Any]]) -> str:
+    told = sum(record.get("judge_told") or 0 for record in rounds)
+    if not told:
+        return "-"
+    right = sum(record.get("judge_right") or 0 for record in rounds)
+    return f"{right / told:.3f} of {told:,}"
+
+
+def _changed(rounds: list[dict[str, Any]]) -> str:
+    counts = [record.get("accepted", record.get("kept")) for record in rounds[1:]]
+    shown = " + ".join(f"{count:,}" for count in counts if count is not None)
+    return f"{shown} pairs" if shown and "kept" in rounds[-1] else shown or "-"
+
+
+def _rounds(arms: dict[str, Any]) -> Any | None:  # noqa: ANN401 - Table
+    from rich.table import Table
+
+    from whet.cli import plain
+
+    longest = max(len(arm["rounds"]) for arm in arms.values())
+    if longest < 3 or not any(arm["rounds"] and arm["rounds"][0]["score"] for arm in arms.values()):
+        return None
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for heading in ("arm", *(f"{k}" for k in range(longest))):
+        table.add_column(heading, no_wrap=True)
+    for name, arm in arms.items():
+        scores = [f"{record['score']['value']:.3f}" for record in arm["rounds"]]
+        if len(scores) > 1:
+            table.add_row(plain(name), *scores, *[""] * (longest - len(scores)))
+    return table
+
+
+def _shared(manifest: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
+    rows = []
+    if manifest["weak"] is not None:
+        gold = manifest["rows"]["gold"]
+        score = _interval(manifest["weak"]["score"], "")
+        rows.append(("weak model", f"{score} on the test, from {gold:,} gold rows"))
+    if manifest["evaluator"] is not None:
+        report = manifest["evaluator"]
+        held = f"n = {report['held_out']:,} held-out comparisons"
+        rows.append(("evaluator", f"{_interval(report['accuracy'], '')}  {held}"))
+    for name, arm in manifest["arms"].items():
+        if arm["halted"]:
+            rows.append((f"{name} ended", arm["halted"]))
+    rows.append(("time", f"{manifest['seconds']:,.0f} s"))
+    rows.append(("demonstrations", str(folder / "demonstrations.parquet")))
+    if manifest["rows"]["test"]:
+        rows.append(("every score", str(folder / "test.parquet")))
+    rows.append(("full account", str(folder / "run.json")))
+    return rows
+
+
+def _following(arms: dict[str, Any], folder: Path) -> str:
+    for name, arm in arms.items():
+        accepted = [record for record in arm["rounds"] if record.get("accepted")]
+        if accepted:
+            path = folder / "arms" / name / f"{accepted[-1]['round']:02d}" / "judged.parquet"
+            return f"read what was replaced in {path}"
+    return f"read {folder / 'run.json'}"

@@ -1,0 +1,107 @@
+"""``whet propose``: completions for each row from a model that never saw its prompt."""
+
+from __future__ import annotations
+
+import shlex
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from whet.cli._tasks import TaskFlags
+from whet.posttrain.settings import TrainSettings
+
+
+def _help(text: str) -> Parameter:
+    return Parameter(help=text, show_default=False)
+
+
+def propose(
+    file: Annotated[
+        str,
+        Parameter(help="Demonstrations: a table with prompt and completion, or a task's split."),
+    ],
+    /,
+    *,
+    model: Annotated[str, Parameter(help="Folder or hub id of a causal model to begin with.")],
+    out: Annotated[Path, Parameter(help="Folder for proposals.parquet and what leads to it.")],
+    tasked: TaskFlags = TaskFlags(),  # noqa: B008
+    folds: Annotated[
+        int,
+        _help("Parts of the rows; a model of the others proposes for each. 0: one model. [2]"),
+    ] = 2,
+    temperature: Annotated[float, _help("Of the proposals; 0 takes the likeliest. [0]")] = 0.0,
+    max_new_tokens: Annotated[int, _help("Longest proposal. [256]")] = 256,
+    tokens_per_batch: Annotated[int, _help("When proposing, padding included. [8192]")] = 8192,
+    keep_models: Annotated[
+        bool, Parameter(help="Keep the weights of the models that proposed.", negative="")
+    ] = False,
+    settings: Annotated[TrainSettings, Parameter(name="*")] = TrainSettings(),  # noqa: B008
+) -> None:
+    """Train models on parts of the demonstrations, and let each propose for the rest.
+
+    The same command goes on with a broken run. --task says what every answer must hold.
+
+        whet propose demos.jsonl --model models/base --out proposed
+    """
+    from whet.cli._progress import ProgressReporter
+    from whet.finetune.processes import launched_rank
+    from whet.ilr.propose import propose as work
+    from whet.ilr.rows import read_rows
+    from whet.posttrain.ranks import one_voice
+    from whet.posttrain.settings import GenerateSettings
+
+    task = tasked.load()
+    table = read_rows(task, file, ["prompt", "completion"], tasked.data)
+    said = GenerateSettings(
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        tokens_per_batch=tokens_per_batch,
+        seed=settings.seed,
+    )
+    leads = launched_rank() == 0
+    with one_voice(), ProgressReporter() if leads else nullcontext() as progress:
+        account = work(
+            table,
+            model,
+            out,
+            settings,
+            said,
+            folds=folds,
+            marker=task.marker,
+            keep=keep_models,
+            progress=progress,
+        )
+    if leads:
+        _show(account, out, tasked)
+
+
+def _show(account: dict[str, Any], out: Path, tasked: TaskFlags) -> None:
+    from whet.cli._asking import print_table
+
+    path = out / "proposals.parquet"
+    rows = [("rows", f"{account['rows']:,}"), ("models", _models(account))]
+    if account["marker"]:
+        rows.append(("not learned", f"{account['unanswered']:,} rows without {account['marker']}"))
+    rows += [
+        ("the same text", f"{account['same']:,} proposals"),
+        ("empty", f"{account['empty']:,} proposals"),
+        (
+            "broken off",
+            f"{account['unfinished']:,} at {account['generate']['max_new_tokens']} tokens",
+        ),
+        ("proposals", str(path)),
+    ]
+    judged = shlex.quote(str(out / "judged.parquet"))
+    task = "" if tasked.task is None else f" --task {shlex.quote(tasked.task)}"
+    task += "".join(f" --option {shlex.quote(given)}" for given in tasked.option)
+    command = f"whet judge {shlex.quote(str(path))}{task} --judge JUDGE --out {judged}"
+    print_table(f"{account['rows']:,} rows have a proposal.", rows, "", command)
+
+
+def _models(account: dict[str, Any]) -> str:
+    steps = f"{account['steps']:,} steps in all"
+    if account["folds"] == 0:
+        return f"1 of all rows, {steps}"
+    return f"{account['folds']}, each of the rows that it does not propose for, {steps}"

@@ -1,0 +1,263 @@
+"""How right completions are: a score each by the task, and means with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from whet import __version__
+from whet.align.compare import Measure, by_prompt, difference, estimate
+from whet.errors import WhetError
+from whet.estimates import Estimate
+from whet.ilr.samples import by_row
+from whet.ilr.stages import Stages, check_prompts
+from whet.ilr.tasks.protocol import SUFFIXES, Task
+from whet.posttrain.examples import digest
+from whet.posttrain.settings import GenerateSettings
+from whet.rounds import Progress
+from whet.store import RunFolder, read_json, write_parquet
+from whet.tables import read_table
+
+Scores = NDArray[np.float64]
+
+
+def score_completions(task: Task, table: pa.Table, completions: pa.Table) -> pa.Table:
+    """Score each completion of a model by the task.
+
+    Parameters
+    ----------
+    task : Task
+    table : pyarrow.Table
+        Rows of the task: ``row``, ``prompt``, ``reference`` and what the task needs besides.
+    completions : pyarrow.Table
+        ``row`` (as in ``table``), ``completion``, and perhaps ``sample`` and ``finished``; of a
+        row none, one or several.
+
+    Returns
+    -------
+    pyarrow.Table
+        ``completions`` in the order of ``table``, with ``score`` (float64, null where the task
+        cannot judge).
+
+    Raises
+    ------
+    WhetError
+        If a completion is of no row, or there is none.
+    """
+    if not completions.num_rows:
+        raise WhetError("there are no completions: give at least one")
+    place = pa.array(np.arange(completions.num_rows))
+    found = by_row(table, completions.append_column("_place", place))
+    rows = [i for i, of_row in enumerate(found) for _ in of_row]
+    order = [said["_place"] for of_row in found for said in of_row]
+    ordered = completions.take(pa.array(order))
+    texts = ["" if said is None else said for said in ordered["completion"].to_pylist()]
+    scores = task.score(table.take(pa.array(rows)), texts)
+    if "score" in ordered.column_names:
+        ordered = ordered.drop_columns("score")
+    return ordered.append_column("score", pa.array(scores, from_pandas=True))
+
+
+def mean_score(scored: pa.Table, seed: int = 0) -> Estimate:
+    """Return the mean score with a 95 % bootstrap interval over rows.
+
+    Parameters
+    ----------
+    scored : pyarrow.Table
+        ``row`` and ``score``; completions of one row are drawn together.
+    seed : int
+
+    Examples
+    --------
+    >>> scored = pa.table({"row": [0, 1, 2, 3], "score": [1.0, 0.0, 1.0, None]})
+    >>> mean_score(scored).value, mean_score(scored).n
+    (0.6666666666666666, 3)
+    """
+    rows = _distinct([scored])
+    return estimate(_measure(scored, rows), seed)
+
+
+def score_difference(first: pa.Table, second: pa.Table, seed: int = 0) -> Estimate:
+    """Return the mean score of ``first`` minus that of ``second``, on the rows of both.
+
+    Examples
+    --------
+    >>> first, second = ({"row": [0, 1], "score": [1.0, right]} for right in (1.0, 0.0))
+    >>> score_difference(pa.table(first), pa.table(second)).value
+    0.5
+    """
+    rows = _distinct([first, second])
+    return difference(_measure(first, rows), _measure(second, rows), seed)
+
+
+def evaluate(
+    what: Sequence[str],
+    task: Task,
+    table: pa.Table,
+    out: Path,
+    settings: GenerateSettings,
+    *,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Score models and tables of completions on the same rows.
+
+    Parameters
+    ----------
+    what : sequence of str
+        Folders or hub ids of causal models, or tables (.jsonl, .parquet, ...) with ``completion``
+        and ``row``; without ``row`` they have the rows of ``table`` in order.
+    task : Task
+    table : pyarrow.Table
+        ``row``, ``prompt``, ``reference`` and what the task needs besides.
+    out : Path
+        Folder; ``scores.parquet`` and then ``run.json`` are written in it.
+    settings : GenerateSettings
+    progress : callable, optional
+
+    Returns
+    -------
+    dict
+        The content of ``run.json``.
+
+    Raises
+    ------
+    WhetError
+        If a model or table cannot be used, or the task can score none of its completions.
+    """
+    stages = Stages(out / "stages", progress)
+    bases = {one: stages.base(one) for one in what if Path(one).suffix not in SUFFIXES}
+    files = {one: _of_rows(read_table(Path(one)), table, one) for one in what if one not in bases}
+    decided = {
+        "what": {one: base.key for one, base in bases.items()}
+        | {one: digest(given) for one, given in files.items()},
+        "task": task.name,
+        "data_sha256": digest(table),
+        "generate": asdict(settings),
+        "whet_version": __version__,
+    }
+    run = RunFolder(out, decided, resume=True)
+    try:
+        if not run.complete:
+            for model in bases:
+                check_prompts(model, [table])
+            run.open()
+            scored = {}
+            for one in what:
+                if one in bases:
+                    said = stages.complete(bases[one], table, settings, one)
+                else:
+                    said = files[one]
+                scored[one] = score_completions(task, table, said)
+                _check_scored(scored[one], one, task)
+            parts = [
+                found.select(["row", "completion", "score"]).add_column(
+                    0, "what", pa.array([one] * found.num_rows)
+                )
+                for one, found in scored.items()
+            ]
+            write_parquet(out / "scores.parquet", pa.concat_tables(parts))
+            found = [_found(one, scored, what[0], settings.seed) for one in scored]
+            run.finish({**decided, "rows": table.num_rows, "found": found})
+        return read_json(out / "run.json")
+    finally:
+        run.close()
+
+
+def _found(one: str, scored: dict[str, pa.Table], first: str, seed: int) -> dict[str, Any]:
+    table = scored[one]
+    gain = None
+    if one != first:
+        gain = score_difference(table, scored[first], seed).as_dict()
+    ended = [True] * table.num_rows
+    if "finished" in table.column_names:
+        ended = table["finished"].to_pylist()
+    return {
+        "what": one,
+        "score": mean_score(table, seed).as_dict(),
+        "gain": gain,
+        "unfinished": ended.count(False),
+        "unscored": table["score"].null_count,
+    }
+
+
+def _of_rows(given: pa.Table, table: pa.Table, name: str) -> pa.Table:
+    """Return completions that someone else made, with the numbers of their rows."""
+    if "completion" not in given.column_names:
+        raise WhetError(
+            f"{name} has the columns {', '.join(given.column_names)}: it needs completion, and row"
+        )
+    if "row" not in given.column_names:
+        if given.num_rows != table.num_rows:
+            raise WhetError(
+                f"{name} has {given.num_rows:,} rows and the test {table.num_rows:,}: add the "
+                "column row, the number that a row has in the test, from 0"
+            )
+        given = given.append_column("row", table["row"])
+    kept = [c for c in ("row", "completion", "finished") if c in given.column_names]
+    said = (
+        given["completion"].cast(pa.string())
+        if not pa.types.is_nested(given.schema.field("completion").type)
+        else given["completion"]
+    )
+    return given.select(kept).set_column(kept.index("completion"), "completion", said)
+
+
+def _check_scored(scored: pa.Table, name: str, task: Task) -> None:
+    if scored["score"].null_count == scored.num_rows:
+        raise WhetError(
+            f"the task {task.name} can score none of {scored.num_rows:,} completions of {name}: "
+            "give references"
+        )
+
+
+def label_accuracy(task: Task, table: pa.Table) -> float | None:
+    """Return the mean score of demonstrations; None where the task can judge none.
+
+    All rows are looked at, so that it has no interval. It reads references, and serves experiments.
+    """
+    if "reference" not in table.column_names:
+        return None
+    scores = task.score(table, table["completion"].to_pylist())
+    known = scores[np.isfinite(scores)]
+    return float(known.mean()) if len(known) else None
+
+
+def judge_accuracy(task: Task, judged: pa.Table) -> tuple[int, int] | None:
+    """Return in how many of how many judged rows the judge preferred the better completion.
+
+    Rows count in which the scores of demonstration and proposal differ; s = 0.5 counts as wrong.
+    None without references.
+
+    Parameters
+    ----------
+    task : Task
+    judged : pyarrow.Table
+        Of :func:`whet.ilr.refine.judge_proposals`.
+    """
+    if "reference" not in judged.column_names:
+        return None
+    asked = judged.filter(judged["score"].is_valid())
+    if not asked.num_rows:
+        return 0, 0
+    old, new = (task.score(asked, asked[name].to_pylist()) for name in ("completion", "proposal"))
+    gain, s = new - old, asked["score"].to_numpy()
+    told = np.isfinite(gain) & (gain != 0)
+    right = ((s > 0.5) & (gain > 0)) | ((s < 0.5) & (gain < 0))
+    return int((right & told).sum()), int(told.sum())
+
+
+def _distinct(tables: Sequence[pa.Table]) -> dict[Any, int]:
+    rows = dict.fromkeys(row for table in tables for row in table["row"].to_pylist())
+    return {row: place for place, row in enumerate(rows)}
+
+
+def _measure(scored: pa.Table, rows: dict[Any, int]) -> Measure:
+    places = np.array([rows[row] for row in scored["row"].to_pylist()], dtype=np.int64)
+    values = scored["score"].cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return by_prompt(places, len(rows), np.asarray(values, dtype=np.float64))
