@@ -176,8 +176,9 @@ def run_seed(
     arms: Mapping[str, Any],
     test: str,
     progress: Any,  # noqa: ANN401
+    name: str = "run",
 ) -> dict[str, Any]:
-    """Run all arms of a seed, or go on with them."""
+    """Run all arms of a seed into its folder of a name, or go on with them."""
     folder = work / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     make_models(folder, size, seed, progress)
@@ -212,7 +213,7 @@ def run_seed(
             "alpha": 0.15,
             "arms": dict(arms),
             "seed": seed,
-            "out": str(folder / "run"),
+            "out": str(folder / name),
         }
     )
     return Ilr(
@@ -241,16 +242,24 @@ def arms_of(size: Size, chosen: Mapping[str, Any]) -> dict[str, Any]:
     return arms | {"oracle-ilr": None, "oracle-dpo": {"train": dpo}, "gold": None}
 
 
-def tune(work: Path, size: Size, progress: Any) -> dict[str, Any]:  # noqa: ANN401
+def tune(
+    work: Path,
+    size: Size,
+    progress: Any,  # noqa: ANN401
+    judge: str = "evaluator",
+    name: str = "run",
+) -> dict[str, Any]:
     """Choose DPO's rate and beta, and ILR's alpha, on validation rows of a seed of its own."""
-    path = work / "tuned.json"
+    path = work / ("tuned.json" if name == "run" else f"tuned-{name}.json")
     if path.is_file():
         return read_json(path)
+    of = {} if judge == "evaluator" else {"judge": judge}
     tries = {f"dpo {r:g} {b:g}": {"learning_rate": r, "beta": b} for r in RATES for b in BETAS}
-    arms: dict[str, Any] = {k: {"like": "dpo", "train": v} for k, v in tries.items()}
+    arms: dict[str, Any] = {k: {"like": "dpo", "train": v, **of} for k, v in tries.items()}
     alphas = {f"ilr {a:g}": a for a in ALPHAS}
-    arms |= {k: {"like": "ilr", "alpha": a} for k, a in alphas.items()}
-    found = run_seed(work, size, TUNING, {"sft": None, **arms}, "validation", progress)["arms"]
+    arms |= {k: {"like": "ilr", "alpha": a, **of} for k, a in alphas.items()}
+    arms = {"sft": None, **arms}
+    found = run_seed(work, size, TUNING, arms, "validation", progress, name)["arms"]
     last = {name: arm["rounds"][-1]["score"]["value"] for name, arm in found.items()}
     halted = [name for name, arm in found.items() if arm["halted"]]
     whole = {name: value for name, value in last.items() if name not in halted}
