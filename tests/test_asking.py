@@ -1011,8 +1011,8 @@ def test_next_command_can_be_pasted(server, corpus, tmp_path):
     assert whet(words[1:]).code == 0
     ended = whet([*flags[:-1], str(tmp_path / "other.csv")])
     *_, before, command = ended.out.strip().splitlines()
-    assert before.startswith("Next: label about 50 random rows by hand")
-    assert shlex.split(command)[:2] == ["whet", "refine"]
+    assert before.startswith("Next: label 50 random rows")
+    assert shlex.split(command)[:2] == ["whet", "label"]
 
 
 def test_fewer_rows_do_not_replace_more(server, corpus, tmp_path):

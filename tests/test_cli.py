@@ -269,7 +269,8 @@ def test_documented_columns_are_those_that_are_added():
 
 def test_run_folder_holds_the_documented_files(finished):
     held = {p.name + "/" * p.is_dir() for p in (finished[0] / "run").iterdir()}
-    assert held == {"refined.parquet", "model/", "run.json", "rounds/", "settings.json"}
+    named = {"refined.parquet", "model/", "run.json", "rounds/", "settings.json"}
+    assert held == named | {"summary.json", "report.html"}
     listed = {name.removesuffix("NN/") for name in documented_keys("# The run folder")}
     working = {"features.safetensors", "encoder.safetensors", "tokens.safetensors"}
     working.add("checkpoint-NN-*.safetensors")
@@ -330,7 +331,7 @@ def test_run_json_says_what_ran_on_what(finished, manifest):
         "by_class": by_class,
     }
     assert manifest["classes"] == ["money", "sport"]
-    assert set(manifest["seconds"]) == {"read", "encode", "rounds", "write"}
+    assert set(manifest["seconds"]) == {"read", "encode", "rounds", "write", "report"}
     assert min(manifest["seconds"].values()) >= 0
     assert sum(manifest["seconds"].values()) > 0
     assert 10 < manifest["peak_memory_mib"] < 100_000
@@ -350,7 +351,7 @@ def test_run_without_gold_is_valid_json_and_says_so(here):
     assert manifest["gold"]["uses"] == []
     assert manifest["kept_annotator"]
     assert "unknown" in ended.out
-    assert re.search(r"Next: label about 50 random rows", ended.out)
+    assert "Next: label 50 random rows: whet label corpus.parquet --text text" in ended.out
 
 
 # --- the printed table ----------------------------------------------------------------------------
@@ -401,7 +402,7 @@ def test_table_says_what_gold_was_used_for(finished, manifest):
 
 def test_table_says_time_and_places(finished):
     assert re.search(r"^ *time +\d+\.\d s", finished[1].out, re.MULTILINE)
-    for place in ("run/refined.parquet", "run/model", "run/run.json"):
+    for place in ("run/refined.parquet", "run/model", "run/run.json", "run/report.html"):
         assert place in finished[1].out
         assert (finished[0] / place).exists()
 
@@ -437,7 +438,7 @@ def test_table_of_kept_labels_says_where_to_look(method, here):
     assert manifest["verdict"].startswith("Annotator's labels kept")
     assert "not used" in line_of(ended, "classifier's accuracy")
     said = " ".join(ended.out.split())
-    assert "Next: look at the rows" in said
+    assert "Next: look at the most doubtful labels: whet label run --strategy disagree" in said
     kept = [r for r in pq.read_table("run/refined.parquet").to_pylist() if "guard" in r["reason"]]
     assert kept
     assert all(row["refined_label"] == row["llm"] for row in kept)

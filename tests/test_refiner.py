@@ -492,3 +492,38 @@ def test_gold_of_another_type_than_the_labels_is_named(two_classes):
     gold = [None if g is None else str(g) for g in sample_gold(truth, 60)]
     with pytest.raises(WhetError, match=r"\(str\) and pseudo-labels are int: convert"):
         LabelRefiner().fit(texts, pseudo, gold)
+
+
+@BOTH
+def test_checked_labels_stand_in_the_result_and_enter_nothing_else(two_classes, method):
+    texts, truth, pseudo = two_classes
+    gold = sample_gold(truth, 60)
+    free = [row for row, label in enumerate(gold) if label is None][:9]
+    plain = refine(texts, pseudo, gold, method=method)
+    wrong = [1 - plain.labels_[row] for row in free]
+    checked = [None] * len(texts)
+    for row, label in zip(free, wrong, strict=True):
+        checked[row] = label
+    had_gold = next(row for row, label in enumerate(gold) if label is not None)
+    checked[had_gold] = 1 - gold[had_gold]  # a gold label stands
+    refiner = LabelRefiner(method, rounds=1)
+    refiner.fit_refine(texts, pseudo, gold, checked_labels=checked)
+    assert refiner.estimate_ == plain.estimate_
+    np.testing.assert_array_equal(refiner.proba_, plain.proba_)
+    assert np.flatnonzero(refiner.labels_ != plain.labels_).tolist() == free
+    assert {refiner.reason_[row] for row in free} == {"checked label"}
+    assert refiner.reason_[had_gold] == "gold label"
+    assert not refiner.suspicion_[free].any()
+    assert (refiner.label_proba_[free] == 1).all()
+    assert refiner.gold_["checked"] == len(free)
+    assert plain.gold_["checked"] == 0
+    assert refiner.gold_["uses"] == plain.gold_["uses"]
+
+
+def test_a_checked_label_must_be_one_of_the_classes(two_classes):
+    texts, _, pseudo = two_classes
+    checked = [None, "spam", *[None] * (len(texts) - 2)]
+    with pytest.raises(WhetError, match="row 1 has the checked label 'spam'"):
+        LabelRefiner("pn", rounds=1).fit_refine(texts, pseudo, checked_labels=checked)
+    with pytest.raises(WhetError, match="3 checked labels and"):
+        LabelRefiner("pn", rounds=1).fit_refine(texts, pseudo, checked_labels=[None] * 3)

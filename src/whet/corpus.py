@@ -41,6 +41,8 @@ class Corpus:
         annotators are a dict with a column each.
     gold_labels : list or None
         Same length, or None where no gold column was named.
+    checked_labels : list or None
+        The same for labels of rows that are no random sample.
     confidence : float64 array of shape (n, m) or None
         The annotators' confidence, NaN in gaps.
     source : str
@@ -57,6 +59,7 @@ class Corpus:
     texts: list[str]
     pseudo_labels: list[Any] | dict[str, list[Any]]
     gold_labels: list[Any] | None
+    checked_labels: list[Any] | None
     confidence: NDArray[np.float64] | None
     source: str
 
@@ -68,6 +71,7 @@ def read_corpus(
     pseudo: str,
     gold: str | None = None,
     pseudo_prob: str | None = None,
+    checked: str | None = None,
 ) -> Corpus:
     """Read a table and check that it has the named columns.
 
@@ -83,6 +87,8 @@ def read_corpus(
     pseudo_prob : str, optional
         Names of the columns of the annotators' confidence, as many as annotators; empty where it
         is unknown.
+    checked : str, optional
+        Name of the column of labels that people gave to rows of their choice, empty elsewhere.
 
     Raises
     ------
@@ -98,7 +104,7 @@ def read_corpus(
             "for each, in the same order"
         )
     roles = [("text", text), *(("pseudo", c) for c in annotators)]
-    roles += [] if gold is None else [("gold", gold)]
+    roles += [(role, c) for role, c in (("gold", gold), ("checked", checked)) if c is not None]
     roles += [("pseudo-prob", c) for c in sure]
     for role, column in roles:
         require_column(table, column, f"--{role}", name)
@@ -119,16 +125,17 @@ def read_corpus(
             f"{name} already has the column {taken[0]!r}, which the result adds: rename it"
         )
     labels = {c: _label_column(table, c, name) for c in annotators}
-    gold_labels = None if gold is None else _label_column(table, gold, name)
-    if gold_labels is not None:
-        gold_labels = _like_labels(
-            gold_labels, {v for c in labels.values() for v in c if isinstance(v, str)}
-        )
+    words = {v for c in labels.values() for v in c if isinstance(v, str)}
+    gold_labels, checked_labels = (
+        None if c is None else _like_labels(_label_column(table, c, name), words)
+        for c in (gold, checked)
+    )
     return Corpus(
         table,
         text_column(table, text, name),
         labels if len(labels) > 1 else labels[annotators[0]],
         gold_labels,
+        checked_labels,
         np.stack([_numbers(table, c, name) for c in sure], axis=1) if sure else None,
         name,
     )

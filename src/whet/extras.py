@@ -14,7 +14,8 @@ EXTRAS = {
     "train": ("torch", "transformers", "accelerate", "peft", "trl", "datasets"),
     "quantization": ("bitsandbytes",),
     "embed": ("sentence_transformers", "transformers", "huggingface_hub"),
-    "bench": ("cleanlab", "crowdkit", "matplotlib", "snorkel"),
+    "review": ("starlette", "uvicorn"),
+    "bench": ("cleanlab", "crowdkit", "snorkel"),
 }
 
 

@@ -6,6 +6,7 @@
     rounds/NN/             labels.parquet, then round.json; with round.json the round exists
     model/                 the classifier
     refined.parquet        the result
+    summary.json           what the report shows, then report.html
     run.json               last: with it the run is complete
 
 ``docs/run-folder.md`` describes the files for readers.
@@ -41,7 +42,7 @@ _WORKING_FILES = ("features.safetensors", "encoder.safetensors", "tokens.safeten
 #: Of each fit of a fine-tuned model.
 _CHECKPOINTS = "checkpoint-*.safetensors"
 #: What :func:`write_atomic` leaves when the process is killed.
-_TEMPORARY = re.compile(r"\.[\w-]+\.(json|safetensors|parquet|md|svg)\.\d+\.tmp")
+_TEMPORARY = re.compile(r"\.[\w-]+\.(json|safetensors|parquet|md|svg|html)\.\d+\.tmp")
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:

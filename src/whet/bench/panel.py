@@ -121,7 +121,6 @@ def check_plan(plan: Plan) -> None:
             raise WhetError(f"unknown method {method!r}{did_you_mean(method, METHODS)}")
         if method in PACKAGES:
             require(PACKAGES[method], f"the method {method!r}")
-    require("matplotlib", "the figure of 'whet bench'")
     _check_numbers(plan)
     for spec in plan.specs:
         rows = check_spec(plan.data, spec, plan.rows)

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from whet.extras import require
 
 Row = dict[str, Any]
 FloatArray = NDArray[np.float64]
@@ -366,7 +365,6 @@ def draw_gain(rows: Sequence[Row]) -> Callable[[BinaryIO], object]:
     callable
         Writes the figure as SVG into an open file; the same runs give the same bytes.
     """
-    require("matplotlib", "the figure of 'whet bench'")
     rc_context = import_module("matplotlib").rc_context
     figure_class = import_module("matplotlib.figure").Figure
     methods = list(dict.fromkeys(row["method"] for row in rows))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -264,7 +264,7 @@ def reasons(
     proposed: Codes,
     refined: Codes,
     probability: FloatArray,
-    from_gold: NDArray[np.bool_],
+    known: Mapping[str, NDArray[np.bool_]],
     classes: NDArray[Any],
     evidence: list[str] | None = None,
 ) -> list[str]:
@@ -276,8 +276,8 @@ def reasons(
         Codes of the annotator, of the proposal, and of the result.
     probability : float64 array of shape (n, K)
         The classifier's.
-    from_gold : bool array of shape (n,)
-        Rows whose label is their gold label.
+    known : mapping of str to bool array of shape (n,)
+        Reason -> rows whose label people gave.
     classes : array of shape (K,)
     evidence : list of str, length n, optional
         What speaks for the classifier's label.
@@ -289,12 +289,13 @@ def reasons(
     best = best.tolist()
     names = [repr(label) for label in classes.tolist()]
     why = [""] * len(pseudo) if evidence is None else [f" ({e})" for e in evidence]
+    given = {row: name for name, mask in known.items() for row in np.flatnonzero(mask).tolist()}
     said = []
-    for i, (annotator, classifier, result, known) in enumerate(
-        zip(pseudo.tolist(), proposed.tolist(), refined.tolist(), from_gold.tolist(), strict=True)
+    for i, (annotator, classifier, result) in enumerate(
+        zip(pseudo.tolist(), proposed.tolist(), refined.tolist(), strict=True)
     ):
-        if known:
-            said.append("gold label")
+        if i in given:
+            said.append(given[i])
         elif annotator == MISSING:
             said.append(f"annotator abstained; classifier {new[i]:.2f}{why[i]}")
         elif best[i] == annotator:

@@ -40,6 +40,8 @@ class Inputs:
         all abstained.
     gold : int64 array of shape (n,)
         Codes of the gold labels, -1 where there is none.
+    checked : int64 array of shape (n,)
+        The same for labels of rows that are no random sample and have no gold label.
 
     Examples
     --------
@@ -53,6 +55,7 @@ class Inputs:
     votes: Codes
     pseudo: Codes
     gold: Codes
+    checked: Codes
 
 
 def check_inputs(
@@ -61,6 +64,7 @@ def check_inputs(
     gold_labels: Iterable[Any] | None,
     *,
     gold_classes: bool = False,
+    checked_labels: Iterable[Any] | None = None,
 ) -> Inputs:
     """Check a corpus and encode its labels.
 
@@ -72,6 +76,8 @@ def check_inputs(
     gold_labels : iterable, length n, optional
     gold_classes : bool
         Whether a class may be known from gold rows alone.
+    checked_labels : iterable, length n, optional
+        Labels of rows that are no random sample; a gold label of the same row stands.
 
     Raises
     ------
@@ -79,26 +85,29 @@ def check_inputs(
         If lengths or indexes differ, a value is unusable, there are fewer than two classes or
         fewer than two rows a class, or a gold label is not among the classes.
     """
-    _check_aligned(texts, pseudo_labels, gold_labels)
-    checked = check_texts(texts)
+    _check_aligned(texts, pseudo_labels, gold_labels, checked_labels)
+    rows = check_texts(texts)
     columns = [clean_labels(column, "pseudo-label") for column in annotators(pseudo_labels)]
-    given = [None] * len(checked) if gold_labels is None else gold_labels
-    gold = clean_labels(given, "gold label")
-    wrong = next((len(c) for c in columns if len(c) != len(checked)), len(checked))
-    if not len(checked) == wrong == len(gold):
+    gold, checked = (
+        clean_labels([None] * len(rows) if given is None else given, f"{kind} label")
+        for kind, given in (("gold", gold_labels), ("checked", checked_labels))
+    )
+    wrong = next((len(c) for c in columns if len(c) != len(rows)), len(rows))
+    if not len(rows) == wrong == len(gold) == len(checked):
+        more = "" if checked_labels is None else f", {len(checked)} checked labels"
         raise WhetError(
-            f"{len(checked)} texts, {wrong} pseudo-labels and {len(gold)} gold labels: "
-            "give one of each a row (None where there is no label)"
+            f"{len(rows)} texts, {wrong} pseudo-labels{more} and {len(gold)} gold labels: give "
+            "one of each a row (None where there is no label)"
         )
-    if not checked:
+    if not rows:
         raise WhetError("there are no rows: give at least 4 texts with labels")
     named = [label for column in columns for label in column]
     classes = find_classes(named, gold if gold_classes else ())
     _warn_about_absence(classes)
     _warn_about_variants(classes)
-    if len(checked) < 2 * len(classes):
+    if len(rows) < 2 * len(classes):
         raise WhetError(
-            f"{len(checked)} rows for {len(classes)} classes: at least {2 * len(classes)} rows "
+            f"{len(rows)} rows for {len(classes)} classes: at least {2 * len(classes)} rows "
             "(2 a class) are needed to fit anything; add rows"
         )
     votes = np.stack([encode(column, classes, "pseudo-label") for column in columns], axis=1)
@@ -106,7 +115,9 @@ def check_inputs(
     if gold_classes:
         _warn_about_gold_classes(named, gold)
     joint = majority_vote(votes, len(classes))
-    return Inputs(checked, class_array(classes), votes, joint, gold_codes)
+    settled = encode(checked, classes, "checked label")
+    settled[gold_codes != MISSING] = MISSING
+    return Inputs(rows, class_array(classes), votes, joint, gold_codes, settled)
 
 
 def annotators(pseudo_labels: Any) -> list[Any]:  # noqa: ANN401

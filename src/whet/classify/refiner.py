@@ -138,7 +138,7 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     verdict_ : str
         One sentence: better by how much, or kept and why.
     gold_ : dict
-        Gold rows given and kept, and every use made of them.
+        Gold rows given and kept, every use made of them, and the number of checked labels.
     class_counts_ : list of dict
         Labels of each class, ``annotator`` before and ``refined`` after.
     label_proba_ : float64 array of shape (n,)
@@ -204,6 +204,7 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         pseudo_labels: Iterable[Any],
         gold_labels: Iterable[Any] | None = None,
         *,
+        checked_labels: Iterable[Any] | None = None,
         confidence: Any = None,  # noqa: ANN401
         run: RunFolder | None = None,
         progress: Progress | None = None,
@@ -219,6 +220,9 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             give a table (dataframe, dict of columns, or 2-d array) with a column each.
         gold_labels : iterable, length n, optional
             True labels where they are known, for a random sample of rows; None elsewhere.
+        checked_labels : iterable, length n, optional
+            True labels of rows that are no random sample, such as the most doubtful ones; None
+            elsewhere. They stand in the result and enter nothing else: no training, no estimate.
         confidence : array of shape (n,) or (n, m), optional
             The annotators' own confidence in each label, on any scale; ``tsp`` alone uses it.
         run : RunFolder, optional
@@ -242,7 +246,13 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if hasattr(self, fitted):
                 delattr(self, fitted)
         seed = _seed(self.random_state)
-        inputs = check_inputs(texts, pseudo_labels, gold_labels, gold_classes=self.method == "tsp")
+        inputs = check_inputs(
+            texts,
+            pseudo_labels,
+            gold_labels,
+            gold_classes=self.method == "tsp",
+            checked_labels=checked_labels,
+        )
         texts, pseudo, self.classes_ = inputs.texts, inputs.pseudo, inputs.classes
         ledger = self._open_ledger(inputs.gold, seed)
         groups = _text_numbers(texts, seed)
@@ -277,7 +287,7 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         else:
             coef, self.intercept_ = learner.classifier(model)
             self.coef_ = coef.astype(np.float32)
-        self._conclude(pseudo, ledger, outcome, model)
+        self._conclude(pseudo, inputs.checked, ledger, outcome, model)
         self.seconds_ = {
             "encode": round(encoded - began, 3),
             "rounds": round(time.perf_counter() - encoded, 3),
@@ -633,6 +643,7 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _conclude(
         self,
         pseudo: Codes,
+        checked: Codes,
         ledger: GoldLedger,
         outcome: Outcome,
         model: Any,  # noqa: ANN401
@@ -675,6 +686,9 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             given = ledger.all_given()
             from_gold = given != MISSING
             refined[from_gold] = given[from_gold]
+        settled = checked != MISSING
+        refined[settled] = checked[settled]  # judged by nothing: nobody drew these rows
+        known = from_gold | settled
         self.labels_ = self.classes_[refined]
         self.changed_ = refined != pseudo
         self.pseudo_labels_ = [
@@ -682,19 +696,19 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             for code, label in zip(pseudo.tolist(), self.classes_[pseudo].tolist(), strict=True)
         ]
         lead = self.proba_.max(axis=1) - self.proba_[np.arange(len(pseudo)), pseudo]
-        self.suspicion_ = np.where(from_gold | (pseudo == MISSING), 0.0, lead)
-        self.label_proba_ = np.where(from_gold, 1.0, self.proba_[np.arange(len(refined)), refined])
+        self.suspicion_ = np.where(known | (pseudo == MISSING), 0.0, lead)
+        self.label_proba_ = np.where(known, 1.0, self.proba_[np.arange(len(refined)), refined])
         evidence = explain(model, pseudo, self.proba_) if isinstance(model, Fitted) else None
         self.reason_ = reasons(
             pseudo,
             account.proposal.labels,
             refined,
             self.proba_,
-            from_gold,
+            {"gold label": from_gold, "checked label": settled},
             self.classes_,
             evidence,
         )
-        self.gold_ = ledger.report()
+        self.gold_ = ledger.report() | {"checked": int(settled.sum())}
         self.class_counts_ = self._count_classes(pseudo, refined)
 
     def _count_classes(self, pseudo: Codes, refined: Codes) -> list[dict[str, int]]:

@@ -23,11 +23,13 @@ from whet.cli import (
     evaluate,
     ilr,
     judge,
+    label,
     predict,
     propose,
     push,
     refine,
     replace,
+    report,
     self_refine,
     sft,
 )
@@ -42,7 +44,9 @@ app = App(
 )
 app.command(annotate.annotate)
 app.command(self_refine.self_refine)
+app.command(label.label)
 app.command(refine.refine)
+app.command(report.report)
 app.command(predict.predict)
 app.command(push.push)
 app.command(sft.sft)

@@ -27,6 +27,7 @@ class RefineRecipe(BaseModel):
     pseudo: str = Field(min_length=1)
     pseudo_prob: str | None = None
     gold: str | None = None
+    checked: str | None = None
     method: Literal["tsp", "silr", "uu", "pn"] = "tsp"
     encoder: str = "tfidf"
     theta: Literal["gold", "oracle", "released"] = "gold"

@@ -49,6 +49,7 @@ def print_summary(manifest: dict[str, Any], folder: Path) -> None:
 
 def _rows(manifest: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     settings, seconds = manifest["settings"], manifest["seconds"]
+    page = folder / "report.html"  # absent where it could not be made
     stages = ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items())
     return [
         *_label_rows(manifest),
@@ -61,6 +62,7 @@ def _rows(manifest: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
         ("refined labels", str(folder / "refined.parquet")),
         ("classifier", str(folder / "model")),
         ("full account", str(folder / "run.json")),
+        *([("report", str(page))] if page.is_file() else []),
     ]
 
 
@@ -135,8 +137,9 @@ def _suspect_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _gold_rows(gold: dict[str, Any]) -> list[tuple[str, str]]:
+    checked = [("checked rows", f"{gold['checked']:,}, kept as they are and in no estimate")]
     if not gold["given"]:
-        return [("gold rows", "0")]
+        return [("gold rows", "0"), *checked[: gold["checked"]]]
     rounds: dict[str, list[int]] = {}
     for use in gold["uses"]:
         rounds.setdefault(use["purpose"], []).append(use["round"])
@@ -149,16 +152,23 @@ def _gold_rows(gold: dict[str, Any]) -> list[tuple[str, str]]:
             which = f"rounds {numbers[0]} to {numbers[-1]}" if several else f"round {numbers[0]}"
             said.append(f"{purpose} in {which}")
     kept = f"{gold['kept']} of {gold['given']} given; used for"
-    return [("gold rows", kept), *(("", purpose) for purpose in said)]
+    return [
+        ("gold rows", kept),
+        *(("", purpose) for purpose in said),
+        *checked[: gold["checked"]],
+    ]
 
 
 def _next_step(manifest: dict[str, Any], folder: Path) -> str:
+    settings = manifest["settings"]
+    if manifest["gold"]["kept"] < 50 and settings["gold"] is None:
+        flags = ["--text", settings["text"], "--pseudo", settings["pseudo"]]
+        words = ["whet", "label", settings["input"], *flags, "--out", "gold.parquet"]
+        return f"label 50 random rows: {shlex.join(words)}"
     if manifest["gold"]["kept"] < 50:
-        return "label about 50 random rows by hand and run again with --gold COLUMN"
+        return "label about 50 random rows in all and run again"
     if manifest["kept_annotator"] and manifest["suspects"]:
-        return (
-            "look at the rows of refined.parquet with the highest suspicion (numbered from 0), or "
-            "label more random rows and run again"
-        )
+        command = ["whet", "label", str(folder), "--strategy", "disagree", "--out", "gold.parquet"]
+        return f"look at the most doubtful labels: {shlex.join(command)}"
     model = shlex.quote(str(folder / "model"))
     return f"whet predict {model} NEW.csv --text COLUMN --out predicted.csv"

@@ -223,9 +223,10 @@ def next_step(
         return "run the same command again to go on", ""
     if flags.limit is not None:
         return "run the same command without --limit", ""
-    parts = ["whet", "refine", str(asking.out), "--text", flags.text, "--pseudo", label]
-    parts += ["--pseudo-prob", probability] if probability else []
-    command = shlex.join([*parts, "--gold", flags.gold or "GOLD", "--out", "run"])
-    if flags.gold is not None:
-        return "", command
-    return "label about 50 random rows by hand in a new column, here GOLD, and then", command
+    columns = ["--text", flags.text, "--pseudo", label]
+    if flags.gold is None:
+        command = ["whet", "label", str(asking.out), *columns, "--out", "gold.parquet"]
+        return "label 50 random rows, and refine with them", shlex.join(command)
+    sure = ["--pseudo-prob", probability] if probability else []
+    parts = ["whet", "refine", str(asking.out), *columns, *sure, "--gold", flags.gold]
+    return "", shlex.join([*parts, "--out", "run"])

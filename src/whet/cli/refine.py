@@ -66,6 +66,13 @@ def refine(
     gold: Annotated[
         str | None, _help("Column of true labels, for a random sample of rows; else empty.")
     ] = None,
+    checked: Annotated[
+        str | None,
+        _help(
+            "Column of true labels for rows that are no random sample: they keep them, and count "
+            "in no estimate."
+        ),
+    ] = None,
     method: Annotated[str | None, _help("tsp, silr, uu or pn.", "method")] = None,
     encoder: Annotated[
         str | None,
@@ -154,6 +161,7 @@ def refine(
         "pseudo": pseudo,
         "pseudo_prob": pseudo_prob,
         "gold": gold,
+        "checked": checked,
         "method": method,
         "encoder": encoder,
         "theta": theta,
@@ -208,6 +216,7 @@ def run_recipe(recipe: RefineRecipe, *, resume: bool) -> None:
         pseudo=recipe.pseudo,
         gold=recipe.gold,
         pseudo_prob=recipe.pseudo_prob,
+        checked=recipe.checked,
     )
     settings = recipe.model_dump(exclude={"out"}) | {
         "input_sha256": sha256_of(source),
@@ -255,6 +264,7 @@ def _refine(
             corpus.texts,
             labels if isinstance(labels, dict) else {recipe.pseudo: labels},
             corpus.gold_labels,
+            checked_labels=corpus.checked_labels,
             confidence=corpus.confidence,
             run=run,
             progress=progress,
@@ -264,8 +274,28 @@ def _refine(
     run.save_result(_result(corpus, refiner, recipe.pseudo))
     seconds = {"read": read_seconds, **refiner.seconds_, "write": time.perf_counter() - began}
     manifest = _manifest(refiner, corpus, run.settings, seconds)
+    if leads:
+        manifest["seconds"]["report"] = _report(run.path, manifest)
     run.finish(manifest)
     return manifest
+
+
+def _report(folder: Path, manifest: dict[str, Any]) -> float:
+    """Write summary.json and report.html, and return the seconds that it took."""
+    from whet.report.page import write_report
+    from whet.report.summary import summarise
+
+    began = time.perf_counter()
+    try:
+        write_report(folder, summarise(folder, manifest))
+    except Exception as error:  # the labels are worth more than a report of them
+        warnings.warn(
+            f"the report could not be made ({type(error).__name__}: {error}): the refined labels "
+            f"are whole; try again with 'whet report {folder}'",
+            WhetWarning,
+            stacklevel=2,
+        )
+    return round(time.perf_counter() - began, 3)
 
 
 def _finetune(recipe: RefineRecipe) -> Settings | None:

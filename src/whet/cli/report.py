@@ -1,0 +1,103 @@
+"""``whet report``: the page of a refinement, or of several beside each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from whet.errors import WhetError
+
+
+def report(
+    runs: Annotated[
+        list[Path], Parameter(help="Run folders of whet refine; several are compared.")
+    ],
+    /,
+    *,
+    out: Annotated[
+        Path | None,
+        Parameter(
+            help="The page. [default: report.html in the folder of one run, else compare.html]",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Write the report of a run anew, or compare runs on one page and in a table.
+
+    The page is one HTML file that needs neither a network nor scripts. Of one run its
+    summary.json is written as well.
+
+        whet report run
+        whet report run-tsp run-silr --out compare.html
+    """
+    from whet.report.compare import compare
+    from whet.report.page import write_page, write_report
+    from whet.report.summary import summarise
+
+    _check_page(out)
+    repeated = next((run for run in runs if runs.count(run) > 1), None)
+    if repeated is not None:
+        raise WhetError(f"the run {repeated} is named twice: name each run once")
+    if len(runs) > 1:
+        comparison = compare(runs)
+        page = out or Path("compare.html")
+        write_page(page, comparison)
+        _print_comparison(comparison, page)
+        return
+    summary = summarise(runs[0])
+    if out is None:
+        write_report(runs[0], summary)
+    else:
+        write_page(out, summary)
+    _print_answer(summary, out or runs[0] / "report.html")
+
+
+def _check_page(out: Path | None) -> None:
+    if out is None:
+        return
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise WhetError(f"--out {out} is to be a page: give it a name that ends with .html")
+    if not out.parent.is_dir():
+        raise WhetError(f"the folder {out.parent} does not exist: create it first")
+    if out.is_dir():
+        raise WhetError(f"--out {out} is a folder: name a file")
+
+
+def _print_answer(summary: dict[str, Any], page: Path) -> None:
+    from whet.cli import console, plain
+
+    screen = console()
+    screen.print(plain(summary["answer"]["verdict"]), style="bold")
+    screen.print(plain(f"report  {page}"))
+
+
+def _print_comparison(comparison: dict[str, Any], page: Path) -> None:
+    from rich.table import Table
+
+    from whet.cli import console, plain
+
+    screen = console()
+    screen.print("Gains in points of accuracy over the annotator's labels, and differences from")
+    screen.print("the first run on the gold rows of both; in brackets: 95 % intervals.")
+    screen.print()
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for title in ("run", "gain", "refined accuracy", "against the first"):
+        table.add_column(title, overflow="fold")
+    for run in comparison["runs"]:
+        cells = (run["name"], *_cells(run, run is comparison["runs"][0]))
+        table.add_row(*map(plain, cells))
+    screen.print(table)
+    differing = ", ".join(comparison["settings"]) or "none"
+    screen.print(plain(f"settings that differ  {differing}"))
+    screen.print(plain(f"comparison  {page}"))
+
+
+def _cells(run: dict[str, Any], is_first: bool) -> tuple[str, str, str]:
+    from whet.report.page import as_accuracy, as_points
+
+    against = "the first" if is_first else "another input"
+    if run["against_first"] is not None:
+        against = as_points(run["against_first"])
+    return as_points(run["gain"]), as_accuracy(run["refined"]), against

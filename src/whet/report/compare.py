@@ -1,0 +1,90 @@
+"""Several refinements beside each other: what each gained, and how they differ on the same rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from whet import estimates
+from whet.report.rows import RefinedRows, read_refined
+from whet.report.summary import LEAST_ROWS, SUMMARY_FORMAT, answer
+
+Json = dict[str, Any]
+#: Settings that say where rows come from, told apart from how they are refined.
+_INPUT = ("input", "input_sha256")
+
+
+def compare(folders: list[Path]) -> Json:
+    """Compute what is known of several runs, the first being what the others are held against.
+
+    Parameters
+    ----------
+    folders : list of Path
+        Run folders of ``whet refine``, at least two.
+
+    Returns
+    -------
+    dict
+        ``kind`` "compare"; ``runs``, one record each; ``settings`` that differ, by name a value a
+        run. docs/report.md describes it.
+
+    Raises
+    ------
+    WhetError
+        If a folder is not a finished refinement, or is damaged.
+    """
+    first, *others = (read_refined(folder) for folder in folders)
+    runs = [_run(first, first), *(_run(rows, first) for rows in others)]
+    for run, folder in zip(runs, folders, strict=True):
+        run["name"] = str(folder)
+    return {
+        "format_version": SUMMARY_FORMAT,
+        "kind": "compare",
+        "runs": runs,
+        "settings": _differing([rows.manifest["settings"] for rows in (first, *others)]),
+    }
+
+
+def _differing(settings: list[Json]) -> Json:
+    """Return the settings that are not the same in all runs, a value a run, None for absent."""
+    found = {}
+    for key in dict.fromkeys(key for chosen in settings for key in chosen):
+        values = [chosen.get(key) for chosen in settings]
+        if key not in _INPUT and any(value != values[0] for value in values):
+            found[key] = values
+    return found
+
+
+def _run(rows: RefinedRows, first: RefinedRows) -> Json:
+    manifest = rows.manifest
+    found = manifest["estimate"]
+    same = manifest["input"]["sha256"] == first.manifest["input"]["sha256"]
+    return {
+        "status": (said := answer(manifest))["status"],
+        "headline": said["headline"],
+        "input_sha256": manifest["input"]["sha256"],
+        "same_input": same,
+        "rows": manifest["rows"]["total"],
+        "changed": manifest["rows"]["changed"],
+        "gold_rows": manifest["gold"]["kept"],
+        **{name: found.get(name) for name in ("annotator", "refined", "gain", "new texts")},
+        "seconds": round(sum(v for k, v in manifest["seconds"].items() if k != "report"), 3),
+        "peak_memory_mib": manifest["peak_memory_mib"],
+        "against_first": _paired(rows, first) if same and rows is not first else None,
+    }
+
+
+def _paired(rows: RefinedRows, first: RefinedRows) -> Json:
+    """Return by how much more of the gold rows of both runs are right than in the first run."""
+    _, mine, its = np.intersect1d(rows.judged, first.judged, return_indices=True)
+    names, others = np.array(rows.classes, object), np.array(first.classes, object)
+    gold = names[rows.gold[mine]]
+    alike = gold == others[first.gold[its]]  # the runs may name different gold columns
+    right = (names[rows.honest[mine]] == gold)[alike]
+    first_right = (others[first.honest[its]] == gold)[alike]
+    if len(right) < LEAST_ROWS:
+        return {"value": None, "low": None, "high": None, "n": len(right)}
+    whole = len(right) == len(rows.pseudo)
+    return estimates.difference(right, first_right, whole=whole).as_dict()

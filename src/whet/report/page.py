@@ -1,0 +1,139 @@
+"""The page of a report: one file without network and script that only renders a summary."""
+
+from __future__ import annotations
+
+import base64
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from whet import __version__
+from whet.report.text import one_line, visible
+from whet.store import write_atomic, write_json
+
+Json = dict[str, Any]
+#: Characters of a text that the page shows at once; the rest opens on demand.
+SHOWN = 400
+
+
+def render(summary: Json) -> str:
+    """Return the page of a summary.
+
+    Parameters
+    ----------
+    summary : dict
+        From :func:`whet.report.summary.summarise` or :func:`whet.report.compare.compare`.
+
+    Returns
+    -------
+    str
+        HTML in one file. All data is escaped, control characters and marks of direction are
+        written out, and a content security policy forbids scripts and the network.
+    """
+    templates = Environment(
+        loader=PackageLoader("whet.report"),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {
+        "visible": visible,
+        "line": one_line,
+        "points": as_points,
+        "percent": _percent,
+        "estimate": as_accuracy,
+        "label": _label,
+    }
+    pictures = {name: _picture(svg) for name, svg in _draw(summary).items()}
+    page = templates.get_template(f"{summary['kind']}.html.j2")
+    return page.render(s=summary, pictures=pictures, version=__version__, shown=SHOWN)
+
+
+def write_report(folder: Path, summary: Json) -> None:
+    """Write summary.json and report.html into a run folder, each whole or not at all."""
+    write_json(folder / "summary.json", summary)
+    write_page(folder / "report.html", summary)
+
+
+def write_page(path: Path, summary: Json) -> None:
+    """Write the page of a summary to a file."""
+    page = render(summary).encode()
+    write_atomic(path, lambda file: file.write(page))
+
+
+def _draw(summary: Json) -> dict[str, bytes | None]:
+    with _nothing_left_at_home():
+        from whet.report import pictures  # matplotlib takes half a second to import
+
+    if summary["kind"] == "compare":
+        return {"gains": pictures.draw_comparison(summary["runs"])}
+    return {
+        "rounds": pictures.draw_rounds(summary["rounds"]),
+        "flows": pictures.draw_flows(summary["changes"]),
+        "lengths": pictures.draw_lengths(summary["by_length"]),
+        "calibration": pictures.draw_calibration(summary["calibration"]),
+    }
+
+
+@contextmanager
+def _nothing_left_at_home() -> Iterator[None]:
+    """Let the first import of matplotlib list the fonts in a folder that goes away.
+
+    It would write the list to the user's home. A list that is there already saves the work.
+    """
+    caches = (Path(os.environ.get("XDG_CACHE_HOME", "~/.cache/")) / "matplotlib", "~/.matplotlib")
+    listed = any(list(Path(cache).expanduser().glob("fontlist-*.json")) for cache in caches)
+    if listed or "matplotlib" in sys.modules or "MPLCONFIGDIR" in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MPLCONFIGDIR"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["MPLCONFIGDIR"]
+
+
+def _picture(svg: bytes | None) -> str | None:
+    if svg is None:
+        return None
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
+
+
+# --- filters --------------------------------------------------------------------------------------
+
+
+def _interval(estimate: Json | None, form: Callable[[float], str]) -> str:
+    if estimate is None or estimate["value"] is None:
+        return "not known" if not estimate else f"too few (n = {estimate['n']:,})"
+    value, low, high = (form(estimate[key]) for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}] n = {estimate['n']:,}"
+
+
+def as_accuracy(estimate: Json | None) -> str:
+    """Return an accuracy with its interval and n."""
+    return _interval(estimate, lambda x: f"{x:.3f}")
+
+
+def as_points(estimate: Json | None) -> str:
+    """Return a difference of accuracies in points with its interval and n."""
+    return _interval(estimate, lambda x: f"{100 * x:+.1f}")
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{part:,} ({part / whole:.1%})" if whole else f"{part:,}"
+
+
+def _label(label: str | None) -> Markup:
+    """Return a class's name, apart from what is no name, with its direction kept to itself."""
+    if label is None:
+        return Markup("<em>no label</em>")
+    return Markup("<bdi>{}</bdi>").format(visible(label))  # format escapes

@@ -1,0 +1,1 @@
+"""Labels by people: samples, sessions that survive a kill, the page and the terminal."""
