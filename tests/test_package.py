@@ -206,7 +206,10 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     assert {name for name in wheel if name.startswith("whet/")} == wanted
     assert "whet/py.typed" in wanted
     assert any(name.endswith(".j2") for name in wanted)
-    assert {p.rsplit(".", 1)[-1] for p in wanted} == {"py", "j2", "typed", "yaml"}
+    assert {p.rsplit(".", 1)[-1] for p in wanted} == {
+        *("py", "typed", "yaml"),
+        *("j2", "html", "css", "js", "svg"),
+    }
     assert f"{info}licenses/LICENSE" in wheel
     assert f"{info}entry_points.txt" in wheel
 

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-
 Row = dict[str, Any]
 FloatArray = NDArray[np.float64]
 
