@@ -551,7 +551,7 @@ def test_recipe_alone_is_enough(key, here):
         "gold_budget": 33,
         "guard": "off",
         "seed": 7,
-        **dict.fromkeys(("preset", "tune", "quantize", "epochs", "tokens_per_batch")),
+        **dict.fromkeys(("checked", "preset", "tune", "quantize", "epochs", "tokens_per_batch")),
         **dict.fromkeys(("learning_rate", "max_length", "trust_remote_code")),
     }
 
@@ -606,6 +606,7 @@ def test_help_names_every_option(command):
             parameters |= {name: field.replace(kind=keyword) for name, field in fields}
     for name, parameter in parameters.items():
         named = parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        name = {"imported": "import"}.get(name, name)  # a word of the language
         shown = "--" + name.replace("_", "-") if named else name.upper()
         assert re.search(rf"^│ [* ]* ?{shown}\b +\S", ended.out, re.MULTILINE) or re.search(
             rf"^│ [* ]* ?{shown} --no-{name} +\S", ended.out, re.MULTILINE

@@ -134,6 +134,8 @@ def command(args, monkeypatch, lines=""):
 
 
 def test_the_command_labels_says_what_it_found_and_goes_on(corpus, tmp_path, monkeypatch):
+    ended = command(corpus, monkeypatch, "q\n")
+    assert "Next: answer rows with the same command" in ended.out
     ended = command(corpus, monkeypatch, "1\n2\n")
     assert ended.code == 0, ended.err
     assert "2 of 4 rows are answered; 2 wait: run the same command again." in ended.out

@@ -107,16 +107,18 @@ def test_labels_of_other_rows_are_those_of_the_result(plain):
 
 
 def test_flows_count_every_row_once(plain):
-    manifest, changes = read_json(plain / "run.json"), summarise(plain)["changes"]
-    assert sum(flow["rows"] for flow in changes["flows"]) == N
-    moved = [flow for flow in changes["flows"] if flow["from"] != flow["to"]]
-    assert sum(flow["rows"] for flow in moved) == changes["changed"] == manifest["rows"]["changed"]
-    by_class = {c["class"]: c for c in summarise(plain)["by_class"]}
+    manifest, summary = read_json(plain / "run.json"), summarise(plain)
+    changes, flows = summary["changes"], summary["changes"]["flows"]
+    assert all(flow["from"] != flow["to"] for flow in flows)
+    moved = sum(flow["rows"] for flow in flows)
+    assert moved == changes["changed"] == manifest["rows"]["changed"]
+    assert moved + sum(kept["rows"] for kept in changes["kept"]) == N
+    by_class = {c["class"]: c for c in summary["by_class"]}
     for label, counts in zip(manifest["classes"], manifest["rows"]["by_class"], strict=True):
         assert by_class[label]["annotator"] == counts["annotator"]
         assert by_class[label]["refined"] == counts["refined"]
-        left = sum(flow["rows"] for flow in moved if flow["from"] == label)
-        assert by_class[label]["left"] == left
+        assert by_class[label]["left"] == sum(f["rows"] for f in flows if f["from"] == label)
+        assert by_class[label]["joined"] == sum(f["rows"] for f in flows if f["to"] == label)
 
 
 def test_shares_of_a_class_follow_from_the_confusion(plain):

@@ -23,6 +23,7 @@ _CORE = (
     "cyclopts",
     "rich",
     "jinja2",
+    "matplotlib",
     "pyyaml",
 )
 

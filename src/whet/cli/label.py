@@ -234,7 +234,10 @@ def _finish(session: Session) -> None:
     said = f"{len(answered):,} of {total:,} rows are answered"
     left = total - len(answered)
     said += f"; {left:,} wait: run the same command again." if left else "."
-    print_table(said, rows, "", session.next_step())
+    if counts["agreed"] or counts["unsettled"]:
+        print_table(said, rows, "", session.next_step())
+    else:
+        print_table(said, rows, "answer rows with the same command")
 
 
 def _agreement_rows(found: dict[str, Any]) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from matplotlib import rc_context
+from matplotlib import rc_context, rcdefaults, rcParams
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
@@ -28,6 +28,8 @@ HATCHES = ("//", "\\\\", "--", "xx", "||", "++")
 GREY, PALE = "#555555", "#dddddd"
 #: Classes with a band or a line of their own; characters of their names.
 MOST_DRAWN, MOST_NAME = 6, 20
+#: Bars of the most frequent changes.
+MOST_BARS = 12
 #: Rounds that have a name of their own on the axis.
 MOST_NAMED = 3
 #: Space between the bars of one side of the flows, of 1; share of the rows that is given in a band.
@@ -65,16 +67,17 @@ def draw_rounds(rounds: Json) -> bytes | None:
         SVG; None where no gold row speaks of it.
     """
     judged = [r for r in rounds["accuracy"] if "value" in r]
+    theta = [r for r in rounds["theta"] if r["value"] is not None]
     if not judged:
         return None
 
     def draw(figure: Figure) -> None:
-        panels = figure.subplots(1, 2 if rounds["theta"] else 1, squeeze=False)[0]
+        panels = figure.subplots(1, 2 if theta else 1, squeeze=False)[0]
         _draw_accuracy(panels[0], judged, rounds["annotator"])
-        if rounds["theta"]:
-            _draw_theta(panels[1], rounds["theta"])
+        if theta:
+            _draw_theta(panels[1], theta)
 
-    return _svg((8.4 if rounds["theta"] else 4.4, 3.2), draw)
+    return as_svg((8.4 if theta else 4.4, 3.2), draw)
 
 
 def _draw_accuracy(axis: Any, judged: list[Json], annotator: Json | None) -> None:  # noqa: ANN401
@@ -98,7 +101,7 @@ def _draw_theta(axis: Any, theta: list[Json]) -> None:  # noqa: ANN401
     names = list(dict.fromkeys(record["class"] for record in theta))[:MOST_DRAWN]
     numbers = sorted({record["round"] for record in theta})
     for k, name in enumerate(names):
-        mine = [r for r in theta if r["class"] == name and r["n"]]
+        mine = [r for r in theta if r["class"] == name]
         # In one round the classes stand side by side, in several each is a line.
         shift = 0.4 * (k - (len(names) - 1) / 2) / len(names)
         at = [k] if len(numbers) == 1 else [r["round"] + shift for r in mine]
@@ -161,11 +164,11 @@ def _mark(
 # --- flows ----------------------------------------------------------------------------------------
 
 
-def draw_flows(changes: Json) -> bytes:
+def draw_flows(changes: Json) -> bytes | None:
     """Draw bands from the annotator's labels, left, to the refined labels, right.
 
     Labels that are kept are pale and plain; changed ones have the colour and hatch of what they
-    were. Of many classes the largest are drawn, the others as one.
+    were. Of many classes the most frequent changes are drawn as bars.
 
     Parameters
     ----------
@@ -174,14 +177,16 @@ def draw_flows(changes: Json) -> bytes:
 
     Returns
     -------
-    bytes
-        SVG.
+    bytes or None
+        SVG; None for many classes and no change.
     """
-    flows = _merged(changes)
-    order = _order(flows)
-    left, right = ({x: n[x] for x in order if n[x]} for n in (_totals(flows, s) for s in (0, 1)))
+    if len(changes["kept"]) > MOST_DRAWN:
+        return _draw_changes(changes["flows"][:MOST_BARS]) if changes["flows"] else None
+    flows = {(kept["class"], kept["class"]): kept["rows"] for kept in changes["kept"]}
+    flows |= {(flow["from"], flow["to"]): flow["rows"] for flow in changes["flows"]}
+    left, right = _totals(flows, 0), _totals(flows, 1)
     bars = max(len(left), len(right))
-    scale = (1 - GAP * (bars - 1)) / flows.total()
+    scale = (1 - GAP * (bars - 1)) / changes["rows"]
 
     def draw(figure: Figure) -> None:
         axis = figure.add_axes((0, 0, 1, 1))
@@ -195,7 +200,9 @@ def draw_flows(changes: Json) -> bytes:
         bands = []
         for style, source in enumerate(left):
             for target in right:
-                height = flows[source, target] * scale
+                height = flows.get((source, target), 0) * scale
+                if not height:
+                    continue
                 bands.append((source == target, starts[source], ends[target], height, style))
                 starts[source] += height
                 ends[target] += height
@@ -207,56 +214,44 @@ def draw_flows(changes: Json) -> bytes:
                 rows, y = f"{round(height / scale):,}", start + 0.156 * (end - start) + height / 2
                 axis.text(0.421, y, rows, ha="center", va="center", bbox=_PLATE)
 
-    return _svg((8.4, 1.2 + 0.75 * bars), draw)
+    return as_svg((8.4, 1.2 + 0.75 * bars), draw)
 
 
-def _merged(changes: Json) -> Counter[tuple[str, str]]:
-    """Return rows by the names of both labels; the smaller classes are one."""
-    size: Counter[str] = Counter()
-    for flow in changes["flows"]:
-        for label in {flow["from"], flow["to"]} - {None}:
-            size[label] += flow["rows"]
-    large = dict(size.most_common(MOST_DRAWN - 1 if len(size) > MOST_DRAWN - 1 else MOST_DRAWN))
-    flows: Counter[tuple[str, str]] = Counter()
-    for flow in changes["flows"]:
-        names = [
-            "no label" if label is None else _name(label) if label in large else "other classes"
-            for label in (flow["from"], flow["to"])
-        ]
-        flows[names[0], names[1]] += flow["rows"]
-    if changes["rows_in_other_flows"]:
-        flows["other classes", "other classes"] += changes["rows_in_other_flows"]
-    return flows
+def _draw_changes(flows: list[Json]) -> bytes:
+    def draw(figure: Figure) -> None:
+        axis = figure.subplots()
+        bars = axis.barh(range(len(flows)), [flow["rows"] for flow in flows], color=COLOURS[5])
+        axis.bar_label(bars, [f"{flow['rows']:,}" for flow in flows], padding=3)
+        names = [f"{_name(flow['from'])} → {_name(flow['to'])}" for flow in flows]
+        axis.set_yticks(range(len(flows)), names)
+        axis.invert_yaxis()
+        axis.set_xlabel("rows changed")
+
+    return as_svg((8.4, 0.8 + 0.28 * len(flows)), draw)
 
 
-def _totals(flows: Counter[tuple[str, str]], side: int) -> Counter[str]:
-    total: Counter[str] = Counter()
-    for names, rows in flows.items():
-        total[names[side]] += rows
-    return total
-
-
-def _order(flows: Counter[tuple[str, str]]) -> list[str]:
-    """Return the names for both sides: the largest first, what is no class last."""
-    total = _totals(flows, 0) + _totals(flows, 1)
-    last = ("other classes", "no label")
-    return sorted(total, key=lambda name: (name in last, -total[name], name))
+def _totals(flows: dict[tuple[str | None, str | None], int], side: int) -> dict[str | None, int]:
+    """Return the rows of each label on one side, in the order of the classes, no label last."""
+    total: Counter[str | None] = Counter()
+    for labels, rows in flows.items():
+        total[labels[side]] += rows
+    return {label: rows for label, rows in total.items() if rows}
 
 
 def _stack(
     axis: Any,  # noqa: ANN401
-    totals: dict[str, int],
+    totals: dict[str | None, int],
     scale: float,
     x: float,
     side: str,
-) -> dict[str, float]:
+) -> dict[str | None, float]:
     """Draw the bars of one side and return where each begins."""
     y, begins = 0.0, {}
-    for name, rows in totals.items():
-        begins[name] = y
+    for label, rows in totals.items():
+        begins[label] = y
         axis.add_patch(Rectangle((x - 0.005, y), 0.01, rows * scale, color="#222222"))
         beside = x - 0.015 if side == "right" else x + 0.015
-        axis.text(beside, y + rows * scale / 2, f"{name}  {rows:,}", ha=side, va="center")
+        axis.text(beside, y + rows * scale / 2, f"{_name(label)}  {rows:,}", ha=side, va="center")
         y += rows * scale + GAP
     return begins
 
@@ -315,7 +310,7 @@ def draw_lengths(lengths: list[Json]) -> bytes | None:
         axis.set_ylabel("accuracy on gold rows")
         figure.legend(loc="outside upper center", ncols=2, frameon=False)
 
-    return _svg((7.4, 3.4), draw)
+    return as_svg((7.4, 3.4), draw)
 
 
 def draw_calibration(calibration: Json) -> bytes | None:
@@ -347,7 +342,7 @@ def draw_calibration(calibration: Json) -> bytes | None:
         axis.set_xlabel("mean probability of the label")
         axis.set_ylabel("share that is right")
 
-    return _svg((4.4, 3.6), draw)
+    return as_svg((4.4, 3.6), draw)
 
 
 def draw_comparison(runs: list[Json]) -> bytes | None:
@@ -393,16 +388,18 @@ def draw_comparison(runs: list[Json]) -> bytes | None:
         axis.set_ylim(len(shown) - 0.4, -0.6)
         axis.set_xlabel("gain over the annotator's labels, points")
 
-    return _svg((7.4, 1.1 + 0.45 * len(shown)), draw)
+    return as_svg((7.4, 1.1 + 0.45 * len(shown)), draw)
 
 
 # --- common ---------------------------------------------------------------------------------------
 
 
-def _svg(size: tuple[float, float], draw: Callable[[Figure], None]) -> bytes:
+def as_svg(size: tuple[float, float], draw: Callable[[Figure], None]) -> bytes:
     """Return a drawn figure as SVG without a date: the same summary gives the same bytes."""
     file = io.BytesIO()
-    with rc_context(_STYLE), warnings.catch_warnings():
+    with rc_context(), warnings.catch_warnings():
+        rcdefaults()  # whatever style the reader's own pictures have
+        rcParams.update(_STYLE)
         # Glyphs that the font for measuring lacks: the reader's browser has its own fonts.
         warnings.simplefilter("ignore", UserWarning)
         figure = Figure(figsize=size, layout="constrained")
@@ -411,6 +408,6 @@ def _svg(size: tuple[float, float], draw: Callable[[Figure], None]) -> bytes:
     return file.getvalue()
 
 
-def _name(label: str, beside: int = 1) -> str:
+def _name(label: str | None, beside: int = 1) -> str:
     """Return a class's name, shorter the more of them stand beside each other."""
-    return one_line(label, max(6, min(MOST_NAME, 32 // beside)))
+    return "no label" if label is None else one_line(label, max(6, min(MOST_NAME, 32 // beside)))

@@ -24,7 +24,7 @@ LISTED = 50
 MOST_TEXT, MOST_REASON, MOST_LABEL = 2_000, 600, 120
 #: Classes up to which a confusion is a table; of more the most frequent errors are listed.
 MOST_CLASSES = 12
-#: Flows from an annotator's label to a refined one, and errors, that are listed.
+#: Changes from an annotator's label to a refined one, and errors, that are listed.
 MOST_FLOWS, MOST_ERRORS = 200, 20
 #: Fewer gold rows than this make no share: the interval would span nearly everything.
 LEAST_ROWS = 5
@@ -100,8 +100,8 @@ HEADLINES = {
     "better": "Yes: the refined labels are better than the annotator's.",
     "unsure": "Not clear: the refined labels are in use, but the gold rows cannot tell if they are "
     "better.",
-    "worse": "No: the refined labels are not better than the annotator's, and the guard was told "
-    "to let them pass.",
+    "worse": "No: the refined labels are not better than the annotator's, but the guard let them "
+    "pass.",
     "kept": "No gain was shown: the annotator's labels are kept.",
     "unknown": "Not known: no gold row tells if the refined labels are better.",
 }
@@ -126,8 +126,8 @@ def answer(manifest: Json) -> Json:
         The content of run.json.
     """
     found, kept = manifest["estimate"], manifest["kept_annotator"]
-    hidden = set() if kept else {"classifier", "classifier_gain"}
-    hidden |= {"gain"} if kept else set()  # exactly zero: the labels are the same
+    # The gain of labels that are kept is exactly zero: what counts is the one they did not get.
+    hidden = {"gain"} if kept else {"classifier", "classifier_gain"}
     return {
         "status": _status(manifest),
         "headline": HEADLINES[_status(manifest)],
@@ -186,6 +186,9 @@ def _notes(manifest: Json) -> list[str]:
 # --- rounds ---------------------------------------------------------------------------------------
 
 
+_THETA = (("value", "theta"), ("low", "theta_low"), ("high", "theta_high"))
+
+
 def _rounds(manifest: Json) -> Json:
     names = [_name(label) for label in manifest["classes"]]
     labels = [count["annotator"] for count in manifest["rows"]["by_class"]]
@@ -201,13 +204,9 @@ def _rounds(manifest: Json) -> Json:
                 "class": names[k],
                 "labels": labels[k] if record["round"] == 1 else None,
                 **{
-                    # Without a gold row it would be the prior's.
-                    end: record[key][k][k] if record["theta_n"][k] else None
-                    for end, key in (
-                        ("value", "theta"),
-                        ("low", "theta_low"),
-                        ("high", "theta_high"),
-                    )
+                    # Of few gold rows theta is what its prior says.
+                    end: record[key][k][k] if record["theta_n"][k] >= LEAST_ROWS else None
+                    for end, key in _THETA
                 },
                 "n": record["theta_n"][k],
             }
@@ -224,19 +223,21 @@ def _rounds(manifest: Json) -> Json:
 
 def _changes(rows: RefinedRows) -> Json:
     counts = _table(rows.pseudo, rows.refined, len(rows.classes))
-    cells = sorted(
-        ((int(counts[i, j]), i, j) for i, j in zip(*np.nonzero(counts), strict=True)),
-        key=lambda cell: (-cell[0], cell[1], cell[2]),
-    )
+    moved = [(int(counts[i, j]), i, j) for i, j in np.argwhere(counts).tolist() if i != j]
+    moved.sort(key=lambda cell: (-cell[0], cell[1], cell[2]))
     return {
         "rows": len(rows.pseudo),
         "changed": rows.manifest["rows"]["changed"],
         "filled": rows.manifest["rows"]["filled"],
+        "kept": [
+            {"class": _name(label), "rows": int(counts[k, k])}
+            for k, label in enumerate(rows.classes)
+        ],
         "flows": [
             {"from": _code_name(rows, i), "to": _code_name(rows, j), "rows": n}
-            for n, i, j in cells[:MOST_FLOWS]
+            for n, i, j in moved[:MOST_FLOWS]
         ],
-        "rows_in_other_flows": sum(n for n, _, _ in cells[MOST_FLOWS:]),
+        "rows_in_other_flows": sum(n for n, _, _ in moved[MOST_FLOWS:]),
     }
 
 
@@ -253,7 +254,7 @@ def _confusion(rows: RefinedRows) -> Json:
             "before": int(before[i, j]),
             "after": int(after[i, j]),
         }
-        for i, j in zip(*np.nonzero(before + after), strict=True)
+        for i, j in np.argwhere(before + after).tolist()
         if i != j
     ]
     errors.sort(key=lambda e: -(e["before"] + e["after"]))
