@@ -24,6 +24,7 @@ TASK = ["--task", "chains"]
 TRAIN = ["--tune", "full", "--learning-rate", "5e-3", "--max-steps", "3", "--batch-size", "8"]
 TRAIN += ["--max-length", "96"]
 SAY = ["--max-new-tokens", "10"]
+SERVED = ["propose", "demos.jsonl", "--model", "m", "--base-url", "http://h:9", "--out", "x"]
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +210,64 @@ def test_language_model_judges_and_is_asked_once(here):
     assert set(judged["score"].to_pylist()) <= {0.0, 0.5, 1.0}
 
 
+def test_model_behind_a_server_proposes_and_is_asked_once(here):
+    pytest.importorskip("aiohttp", reason="needs the extra llm")
+    from llm_server import LLMServer, Say
+
+    def says(call):
+        asked = call.body["messages"][-1]["content"]
+        if "start with 0" in asked:
+            return Say(text="It is", finish="length")
+        return Say(text=f"#### {len(asked)}{call.number}")
+
+    with LLMServer(says) as server:
+        command = ["propose", "demos.jsonl", "--model", "m", "--base-url", server.url, "--out", "p"]
+        said = done([*command, *TASK, *SAY])
+        assert len(server.calls) == 40
+        (here / "p" / "run.json").unlink()  # as if it had been killed before the end
+        again = done([*command, *TASK, *SAY])
+        assert len(server.calls) == 40
+    assert again.out == said.out
+    table = read_examples(here / "p" / "proposals.parquet", ["prompt", "completion"])
+    cut = ["start with 0" in prompt for prompt in table["prompt"].to_pylist()]
+    assert any(cut)
+    assert [x is None for x in table["proposal"].to_pylist()] == cut
+    assert f"{40 - sum(cut)} of 40 rows have a proposal." in said.out
+    found = done(["judge", "p/proposals.parquet", *TASK, "--judge", "oracle", "--out", "j.jsonl"])
+    assert f"{sum(cut)}, which keep their demonstration: no proposal" in found.out
+
+
+def as_messages(table):
+    """The same rows in the conversational form."""
+    for name, role in (("prompt", "user"), ("completion", "assistant"), ("proposal", "assistant")):
+        said = [
+            None if x is None else [{"role": role, "content": x}] for x in table[name].to_pylist()
+        ]
+        table = table.set_column(table.column_names.index(name), name, pa.array(said))
+    return table
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_messages_are_judged_and_replaced_as_text_is(here, name):
+    table = proposals(here)
+    write_examples(here / name, as_messages(table))
+    done(["judge", name, *TASK, "--judge", "oracle", "--out", "judged.jsonl"])
+    done(["replace", "judged.jsonl", "--out", "refined.jsonl", "--mode", "chosen"])
+    refined = read_examples(here / "refined.jsonl", ["prompt", "completion"])
+    expected = [table["proposal"][k].as_py() if k % 2 else "#### 9" for k in range(40)]
+    assert [said[0]["content"] for said in refined["completion"].to_pylist()] == expected
+
+
+def test_references_of_a_csv_are_numbers(here):
+    table = proposals(here)
+    done(["judge", "proposals.csv", *TASK, "--judge", "oracle", "--out", "judged.parquet"])
+    found = read_examples(here / "proposals.csv", ["prompt"])
+    assert pa.types.is_integer(found.schema.field("reference").type)
+    scores = pq.read_table("judged.parquet")["score"].to_pylist()
+    assert [score for score in scores[1::2] if score is not None] == [1.0] * 20
+    assert table.num_rows == 40
+
+
 # --- what is wrong is said in one sentence --------------------------------------------------------
 
 
@@ -219,6 +278,10 @@ def test_language_model_judges_and_is_asked_once(here):
         (["propose", "train", "--model", "base", "--out", "x"], "a split needs a task"),
         (["propose", "demos.jsonl", "--model", "./no", "--out", "x"], "./no does not exist"),
         (["propose", "demos.jsonl", "--model", "base", "--out", "x", "--folds", "1"], "folds = 1"),
+        (
+            [*SERVED, "--concurrency", "0"],
+            "concurrency = 0: it must be at least 1",
+        ),
         (["judge", "demos.jsonl", "--out", "x.jsonl"], "has no column 'proposal'"),
         (["judge", "proposals.csv", "--out", "proposals.csv"], "is the input"),
         (
@@ -263,6 +326,99 @@ def test_prompt_that_no_model_can_read(here):
     assert found.code == 2
     assert "1 of 2 prompts leave no room for a completion: the first, row 0" in found.err
     assert not (here / "x").exists()
+
+
+def test_rows_that_lack_what_the_judge_reads(here):
+    table = proposals(here).drop_columns(["reference"])
+    write_examples(here / "bare.csv", table)
+    found = whet(["judge", "bare.csv", *TASK, "--judge", "oracle", "--out", "x.csv"])
+    assert found.code == 2
+    assert "the rows have no column 'reference'" in found.err
+    nothing = table.append_column("score", pa.nulls(40, pa.float64()))
+    write_examples(here / "bare.jsonl", nothing)
+    found = whet(["replace", "bare.jsonl", "--out", "x.jsonl"])
+    assert found.code == 2
+    assert "none of 40 proposals that differ has a score" in found.err
+    assert not (here / "x.csv").exists()
+    assert not (here / "x.jsonl").exists()
+
+
+def test_half_that_collapses_alone(here, monkeypatch):
+    from whet.ilr.refine import Stages
+
+    complete = Stages.complete
+
+    def one_collapses(self, model, prompts, *rest, **named):
+        said = complete(self, model, prompts, *rest, **named)
+        if 0 not in prompts["row"].to_pylist():
+            return said
+        same = pa.array(["#### 1"] * said.num_rows)
+        return said.set_column(said.column_names.index("completion"), "completion", same)
+
+    monkeypatch.setattr(Stages, "complete", one_collapses)
+    found = whet(["propose", "demos.jsonl", "--model", "base", "--out", "x", *TRAIN, *SAY])
+    assert found.code == 2
+    assert "all 20 proposals are the same ('#### 1')" in found.err
+    assert not (here / "x" / "proposals.parquet").exists()
+
+
+def test_judge_is_not_asked_about_proposals_that_are_all_the_same(here):
+    table = proposals(here)
+    demos = read_examples(here / "demos.jsonl", ["completion"])["completion"]
+    table = table.set_column(table.column_names.index("completion"), "completion", demos)
+    at = table.column_names.index("proposal")
+    write_examples(here / "same.jsonl", table.set_column(at, "proposal", pa.array(["no"] * 40)))
+    found = whet(["judge", "same.jsonl", *TASK, "--judge", "oracle", "--out", "x.jsonl"])
+    assert found.code == 2
+    assert "all 40 proposals are the same ('no')" in found.err
+
+
+def test_full_disk_is_said_and_the_same_command_goes_on(here, monkeypatch):
+    from collections import namedtuple
+
+    from whet.ilr import stages
+
+    def fails(*rest, **named):
+        raise RuntimeError("unexpected pos 64 vs 0")  # as torch says it
+
+    command = ["propose", "demos.jsonl", "--model", "base", "--out", "x", *TASK, *TRAIN, *SAY]
+    free = namedtuple("Usage", "free")
+    with monkeypatch.context() as patched:
+        patched.setattr(stages.Job, "run", fails)
+        patched.setattr(stages.shutil, "disk_usage", lambda folder: free(4096))
+        found = whet(command)
+    assert found.code == 2
+    assert found.err.splitlines()[-1].startswith("whet: the disk of x is full: free space and run")
+    done(command)
+
+
+OWN = """
+import numpy as np
+class Own:
+    name, marker = "own", None
+    def load(self, folder, split): ...
+    def agree(self, table, first, second): return np.array([a == b for a, b in zip(first, second)])
+    def score(self, table, completions): return {scores}
+task = Own()
+"""
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        ("[2.0] * len(completions)", "gave the score 2: a score is from 0 to 1"),
+        ("[1.0]", "gave the shape (1,) for 40 rows"),
+        ("['good'] * len(completions)", "gave no numbers"),
+    ],
+)
+def test_task_of_ones_own_that_scores_wrongly(here, scores, said):
+    proposals(here)
+    (here / "own.py").write_text(OWN.format(scores=scores))
+    found = whet(
+        ["judge", "proposals.csv", "--task", "own.py", "--judge", "oracle", "--out", "x.csv"]
+    )
+    assert found.code == 2
+    assert said in found.err
 
 
 def test_proposals_that_are_all_the_same(here):

@@ -269,10 +269,35 @@ def test_a_broken_off_training_goes_on_and_ends_alike(model, settings, tmp_path)
     assert rest.report == whole.report
 
 
+def test_early_stopping_is_on_prompts_of_its_own(model, settings, tmp_path, monkeypatch):
+    from whet.finetune import trainer
+    from whet.ilr.evaluator import train_evaluator
+
+    pairs, split = pa.concat_tables([good_and_bad(60), good_and_bad(60, seed=1)]), []
+
+    def spied(strata, settings, groups):
+        split.append((trainer_split(strata, settings, groups), groups, strata))
+        return split[-1][0]
+
+    trainer_split = trainer.split_validation
+    monkeypatch.setattr(trainer, "split_validation", spied)
+    stopping = replace(settings, epochs=8, learning_rate=0.3, validation=0.25, patience=1)
+    judge = train_evaluator(pairs, model, tmp_path / "e", settings=stopping, device="cpu")
+    ((train, held), groups, strata) = split[0]
+    assert len(train) + len(held) == 2 * judge.report.trained
+    assert len(set(groups)) == 54  # of the prompts; 6 measure it
+    assert not set(groups[train]) & set(groups[held])
+    assert len(held) == len(set(groups[held])) * 4  # two comparisons a prompt, in both orders
+    assert sum(strata[held]) == len(held) / 2
+    risks = [epoch["validation_risk"] for epoch in judge.tuned.history]
+    assert len(risks) < 8
+    assert len(risks) == np.argmin(risks) + 2  # one epoch without a new least
+
+
 def test_too_few_prompts_and_damaged_folders(model, settings, trained, tmp_path):
     from whet.ilr.evaluator import FILE, Evaluator, train_evaluator
 
-    with pytest.raises(WhetError, match="folds = 10"):
+    with pytest.raises(WhetError, match="comparisons of 9 prompts"):
         train_evaluator(good_and_bad(9), model, tmp_path / "e", settings=settings, device="cpu")
     about = json.loads((trained[1] / FILE).read_text())
     for change in ({"format_version": 2}, {"report": {}}):

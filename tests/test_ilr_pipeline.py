@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from whet.ilr.evaluate import (
     mean_score,
     score_completions,
     score_difference,
+    score_judged,
 )
 from whet.ilr.feedback import Oracle, Scores
 from whet.ilr.judges import check_judge, make_judge
@@ -130,6 +132,9 @@ LEAST = {"task": "chains", "model": "m", "judge": "oracle", "arms": {"ilr": None
         ({"dpo": {"train": {"reference": "m"}}}, "an arm says it"),
         ({"preset": "ilr-paper"}, "preset = 'ilr-paper' (did you mean"),
         ({"sft": 3}, "sft holds 3, not settings"),
+        ({"sft": {"epoch": 3}}, "unknown key 'sft.epoch' (did you mean 'epochs'?)"),
+        ({"arms": {"../ilr": {"like": "ilr"}}}, "'../ilr' cannot be the name of a folder"),
+        ({"arms": {"": {"like": "ilr"}}}, "'' cannot be the name of a folder"),
     ],
 )
 def test_what_is_wrong_with_a_recipe_is_said(keys, said):
@@ -183,6 +188,7 @@ def test_presets_are_the_published_settings():
         assert (dpo.optimizer, dpo.loss, dpo.epochs) == ("rmsprop", "sigmoid", sft.epochs)
         assert preset.dpo.generate.samples == 6
         assert (judge.learning_rate, judge.epochs, judge.batch_size) == (1e-6, 5, 16)
+        assert (judge.validation, judge.patience, judge.select_best) == (0.1, 1, True)
         assert (preset.evaluator.generate.temperature, preset.evaluator.stages) == (0.6, 10)
     maths, talk = found["ilr-paper-gsm8k"], found["ilr-paper-saferpaca"]
     assert (maths.model, maths.sft.epochs, maths.sft.optimizer) == (
@@ -219,6 +225,9 @@ def test_recipe_changes_what_it_names_of_a_preset():
     assert list(found.arms) == ["ilr"]
     assert (found.dpo.train.beta, found.dpo.train.learning_rate) == (1.0, 1e-6)
     assert PRESETS["ilr-paper-gsm8k"]["sft"].get("quantize") is None
+    own = {"preset": "ilr-paper-gsm8k", "weak": None, "evaluator": None, "judge": "oracle"}
+    found = parse_recipe(own | {"arms": {"sft": None, "ilr": None}})
+    assert (found.weak, found.evaluator, found.sft.lora_rank) == (None, None, 64)
 
 
 def test_recipes_that_come_with_whet_are_recipes():
@@ -242,6 +251,24 @@ def test_judges_are_checked_before_they_are_loaded(chains):
         make_judge("evaluator:no/folder", chains)
     with pytest.raises(WhetError, match="does not exist"):
         make_judge("file:no/file.csv", chains)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"judge": "llm"}, "needs the section llm with its model"),
+        ({"judge": "reward:no/folder"}, "no/folder is no folder"),
+        ({"judge": "file:no/file.csv"}, "no/file.csv does not exist"),
+        ({"judge": "oracle", "train": "bare.jsonl"}, "no column 'reference'"),
+    ],
+)
+def test_judges_are_missed_before_any_training(base, tmp_path, monkeypatch, changes, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bare.jsonl").write_text('{"prompt": "start with 1", "completion": "#### 1"}\n' * 2)
+    keys = {"arms": {"ilr": None}} | changes
+    with pytest.raises(WhetError, match=re.escape(said)):
+        Ilr(recipe(base, "run", **keys))
+    assert not (tmp_path / "run").exists()
 
 
 # --- shared stages --------------------------------------------------------------------------------
@@ -563,7 +590,12 @@ def test_label_and_judge_accuracy(chains):
         judged.column_names.index("score"), "score", pa.array([0.9, 0.4, 0.9, None])
     )
     # row 0: right; row 1: wrong; row 2: neither is right, so that no verdict is; row 3: not judged
-    assert judge_accuracy(chains, judged) == (1, 2)
+    scored = score_judged(chains, judged)
+    assert scored["row"].to_pylist() == [10, 11, 12]
+    assert scored["before"].to_pylist() == [0.0, 0.0, 0.0]
+    assert scored["after"].to_pylist() == [1.0, 1.0, 0.0]
+    assert judge_accuracy(scored) == (1, 2)
+    assert score_judged(chains, judged.drop_columns(["reference"])) is None
 
 
 # --- whole runs -----------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ class TaskFlags:
 
     task: Annotated[
         str | None,
-        _help("chains, gsm8k, saferpaca, sql, or a .yaml or .py file (docs/ilr.md)."),
+        _help("chains, gsm8k, saferpaca, sql, or a .yaml or .py file (docs/ilr-tasks.md)."),
     ] = None
     option: Annotated[
         tuple[str, ...],
@@ -45,14 +45,14 @@ class TaskFlags:
 
     def load(self) -> Task:
         """Return the task; without one named, what compares completions as text."""
-        from whet.ilr.rows import SameText
+        from whet.ilr.rows import Asked, SameText
         from whet.ilr.tasks.find import load_task
 
         if self.task is None:
             if self.option:
                 raise WhetError(f"--option {self.option[0]} belongs to a task: name it with --task")
             return SameText()
-        return load_task(self.task, **dict(_pair(given) for given in self.option))
+        return Asked(load_task(self.task, **dict(_pair(given) for given in self.option)))
 
 
 def _pair(given: str) -> tuple[str, Any]:

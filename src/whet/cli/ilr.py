@@ -20,17 +20,58 @@ def ilr(
         str | None,
         Parameter(help="Run folder. [default: the recipe's, else whet-ilr]", show_default=False),
     ] = None,
+    plan: Annotated[
+        bool,
+        Parameter(
+            help="Run nothing: count trainings and tokens, and hours by arithmetic.", negative=""
+        ),
+    ] = False,
 ) -> None:
     """Refine demonstrations in rounds, and compare with fine-tuning alone and with DPO.
 
     The same command again goes on where it stopped.
 
+        whet ilr recipe.yaml --plan
         whet ilr recipe.yaml --out run
     """
     from whet.posttrain.ranks import one_voice
 
+    if plan:
+        _plan(recipe)
+        return
     with one_voice():
         _ilr(recipe, out)
+
+
+def _plan(recipe: Path) -> None:
+    """Print what a recipe takes."""
+    from rich.table import Table
+
+    from whet.cli import console, plain
+    from whet.ilr.pipeline import Ilr
+    from whet.ilr.plan import GPU
+    from whet.ilr.plan import plan as planned
+    from whet.ilr.recipe import load_recipe
+
+    run = Ilr(load_recipe(recipe))
+    lines = planned(run.recipe, run.train, run.test)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for heading in ("", "model", "times", "rows", "tokens", "GPU hours"):
+        table.add_column(heading, no_wrap=True)
+    for line in lines:
+        hours = "-" if line.hours is None else f"{line.hours:,.1f}"
+        counts = f"{line.times:,}", f"{line.rows:,}", f"{line.tokens:,.0f}"
+        table.add_row(line.kind, plain(line.model), *counts, hours)
+    known = [line.hours for line in lines if line.hours is not None]
+    screen = console()
+    screen.print(table)
+    screen.print()
+    peak, bandwidth, used = GPU["operations"] / 1e12, GPU["bytes"] / 1e12, GPU["used"]
+    screen.print(f"About {sum(known):,.1f} hours of one GPU of {peak:,.0f} TFLOP/s and", end=" ")
+    screen.print(f"{bandwidth:g} TB/s, if {used:.0%} of both are used:")
+    screen.print("arithmetic, nothing of it measured. Loading, saving and waiting come on top.")
+    if len(known) < len(lines):
+        screen.print("Models whose folders are not here have no hours (-).")
 
 
 def _ilr(recipe: Path, out: str | None) -> None:
@@ -177,12 +218,17 @@ def _shared(manifest: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
         held = f"n = {report['held_out']:,} held-out comparisons"
         rows.append(("evaluator", f"{_interval(report['accuracy'], '')}  {held}"))
     for name, arm in manifest["arms"].items():
+        failed = sum(record.get("failed") or 0 for record in arm["rounds"])
+        if failed:
+            rows.append((f"{name}: not judged", f"{failed:,}, which changed nothing"))
         if arm["halted"]:
             rows.append((f"{name} ended", arm["halted"]))
     rows.append(("time", f"{manifest['seconds']:,.0f} s"))
     rows.append(("demonstrations", str(folder / "demonstrations.parquet")))
     if manifest["rows"]["test"]:
         rows.append(("every score", str(folder / "test.parquet")))
+    if (folder / "report.html").is_file():
+        rows.append(("report", str(folder / "report.html")))
     rows.append(("full account", str(folder / "run.json")))
     return rows
 

@@ -37,6 +37,12 @@ def propose(
     keep_models: Annotated[
         bool, Parameter(help="Keep the weights of the models that proposed.", negative="")
     ] = False,
+    base_url: Annotated[
+        str | None,
+        _help("OpenAI-compatible server whose --model proposes for all rows; nothing is trained."),
+    ] = None,
+    key_env: Annotated[str | None, _help("Environment variable with the server's key.")] = None,
+    concurrency: Annotated[int, _help("Calls in flight to the server. [16]")] = 16,
     settings: Annotated[TrainSettings, Parameter(name="*")] = TrainSettings(),  # noqa: B008
 ) -> None:
     """Train models on parts of the demonstrations, and let each propose for the rest.
@@ -44,10 +50,13 @@ def propose(
     The same command goes on with a broken run. --task says what every answer must hold.
 
         whet propose demos.jsonl --model models/base --out proposed
+        whet propose demos.jsonl --model qwen --base-url http://localhost:8000/v1 --out proposed
     """
+    from whet.annotate.connect import connect
     from whet.cli._progress import ProgressReporter
     from whet.finetune.processes import launched_rank
     from whet.ilr.propose import propose as work
+    from whet.ilr.propose import propose_served
     from whet.ilr.rows import read_rows
     from whet.posttrain.ranks import one_voice
     from whet.posttrain.settings import GenerateSettings
@@ -60,6 +69,20 @@ def propose(
         tokens_per_batch=tokens_per_batch,
         seed=settings.seed,
     )
+    if base_url is not None:
+        backend = connect("openai", model, base_url=base_url, key_env=key_env)
+        with ProgressReporter() as progress:
+            account = propose_served(
+                table,
+                backend,
+                out,
+                said,
+                concurrency=concurrency,
+                marker=task.marker,
+                progress=progress,
+            )
+        _show(account, out, tasked)
+        return
     leads = launched_rank() == 0
     with one_voice(), ProgressReporter() if leads else nullcontext() as progress:
         account = work(
@@ -97,10 +120,13 @@ def _show(account: dict[str, Any], out: Path, tasked: TaskFlags) -> None:
     task = "" if tasked.task is None else f" --task {shlex.quote(tasked.task)}"
     task += "".join(f" --option {shlex.quote(given)}" for given in tasked.option)
     command = f"whet judge {shlex.quote(str(path))}{task} --judge JUDGE --out {judged}"
-    print_table(f"{account['rows']:,} rows have a proposal.", rows, "", command)
+    there = account["rows"] - (account["unfinished"] if "route" in account else 0)
+    print_table(f"{there:,} of {account['rows']:,} rows have a proposal.", rows, "", command)
 
 
 def _models(account: dict[str, Any]) -> str:
+    if "route" in account:
+        return f"{account['route']['model']} at {account['route']['base_url']}"
     steps = f"{account['steps']:,} steps in all"
     if account["folds"] == 0:
         return f"1 of all rows, {steps}"

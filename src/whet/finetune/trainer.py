@@ -174,6 +174,7 @@ class FineTuner:
         loss: Loss,
         *,
         start: Tuned | None = None,
+        groups: NDArray[np.int64] | None = None,
         seed: int | None = None,
         checkpoint: Path | None = None,
         save_every: int = 500,
@@ -193,6 +194,9 @@ class FineTuner:
         loss : Risk, SetCrossEntropy or SoftCrossEntropy
         start : Tuned, optional
             Begin with its weights, not with fresh ones.
+        groups : int array of shape (n,), optional
+            Rows with equal numbers, such as texts about one question, are all trained on or all
+            held out for ``validation``, which is then a share of the groups.
         seed : int, optional
             Instead of ``settings.seed``, e.g. for a rerun.
         checkpoint : Path, optional
@@ -216,10 +220,15 @@ class FineTuner:
         rows, sets = np.asarray(rows, dtype=np.int64), np.asarray(sets, dtype=np.int64)
         tensor_loss = TensorLoss(loss)
         _check(tokens, rows, sets, tensor_loss)
+        if groups is not None and len(groups) != len(rows):
+            raise WhetError(f"{len(rows)} rows and {len(groups)} groups: give one group a row")
         settings = self.settings if seed is None else replace(self.settings, seed=seed)
         network = self.network(tensor_loss.n_classes)
         _check_lengths(tokens, rows, network)
-        training = _Training(network, self.processes, settings, tokens, rows, sets, tensor_loss)
+        split = split_validation(tensor_loss.strata(sets), settings, groups)
+        training = _Training(
+            network, self.processes, settings, tokens, rows, sets, tensor_loss, split
+        )
         devices = [self.processes.device] if self.processes.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             weights, history = training.run(
@@ -358,11 +367,12 @@ class _Training:
         rows: Rows,
         sets: NDArray[np.int64],
         loss: TensorLoss,
+        split: tuple[Rows, Rows],
     ) -> None:
         torch = require("torch", "fine-tuning")
         self.network, self.processes, self.settings = network, processes, settings
         self.tokens, self.loss, self.rows, self.sets = tokens, loss, rows, sets
-        self.train, self.held = split_validation(loss.strata(sets), settings)
+        self.train, self.held = split
         self.coefficients = loss.coefficients(sets[self.train])
         self.batches = Batches(
             tokens.lengths[rows[self.train]],
@@ -539,7 +549,7 @@ class _Training:
         whole.update(self.tokens.digest().encode())
         whole.update(repr((self.network.n_classes, self.loss.slope)).encode())
         all_of_it = self.loss.coefficients(self.sets)
-        for array in (self.rows, self.sets, self.coefficients, all_of_it):
+        for array in (self.rows, self.sets, self.coefficients, all_of_it, self.held):
             whole.update(np.ascontiguousarray(array).tobytes())
         for name in sorted(start or {}):
             whole.update(name.encode() + (start or {})[name].numpy().tobytes())
@@ -566,29 +576,40 @@ class _Training:
             self.risk.copy_(tensors["risk"])
 
 
-def split_validation(strata: NDArray[np.int64], settings: Settings) -> tuple[Rows, Rows]:
+def split_validation(
+    strata: NDArray[np.int64], settings: Settings, groups: NDArray[np.int64] | None = None
+) -> tuple[Rows, Rows]:
     """Return positions to train on and positions to hold out, a share of each pseudo-class.
 
-    Without ``stratified`` it is a plain random share. With too few rows nothing is held out.
+    Without ``stratified`` it is a plain random share, and with ``groups`` one of whole groups. With
+    too few rows or groups nothing is held out.
 
     Examples
     --------
     >>> train, held = split_validation(np.arange(40) % 2, Settings(validation=0.25))
     >>> len(train), (held % 2).sum().item()
     (30, 5)
+    >>> groups = np.array([7, 8, 9, 7, 8, 9])
+    >>> train, held = split_validation(np.zeros(6), Settings(validation=0.4), groups)
+    >>> len(held), len(set(groups[held]))
+    (2, 1)
     """
-    n = len(strata)
+    number = np.arange(len(strata))
+    if groups is not None:
+        number = np.unique(groups, return_inverse=True)[1]
+    n = int(number.max(initial=-1)) + 1
     if settings.validation is None or round(settings.validation * n) < 1:
-        return np.arange(n), np.arange(0)
+        return np.arange(len(strata)), np.arange(0)
     seed = settings.seed if settings.split_seed is None else settings.split_seed
     order = np.random.default_rng([seed, n]).permutation(n)
-    if settings.stratified:
+    if settings.stratified and groups is None:
         order = order[np.argsort(strata[order], kind="stable")]
         share = settings.validation  # every 1 / share-th row of the order, class by class
         taken = np.floor(np.arange(1, n + 1) * share + 0.5) > np.floor(np.arange(n) * share + 0.5)
     else:
         taken = np.arange(n) < round(settings.validation * n)
-    return np.sort(order[~taken]), np.sort(order[taken])
+    held = np.isin(number, order[taken])
+    return np.flatnonzero(~held), np.flatnonzero(held)
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from whet import __version__
@@ -16,7 +17,7 @@ from whet.align.compare import Measure, by_prompt, difference, estimate
 from whet.errors import WhetError
 from whet.estimates import Estimate
 from whet.ilr.samples import by_row
-from whet.ilr.stages import Stages, check_prompts
+from whet.ilr.stages import Stages, check_prompts, full_disk_said
 from whet.ilr.tasks.protocol import SUFFIXES, Task
 from whet.posttrain.examples import digest
 from whet.posttrain.settings import GenerateSettings
@@ -150,7 +151,8 @@ def evaluate(
             scored = {}
             for one in what:
                 if one in bases:
-                    said = stages.complete(bases[one], table, settings, one)
+                    with full_disk_said(out):
+                        said = stages.complete(bases[one], table, settings, one)
                 else:
                     said = files[one]
                 scored[one] = score_completions(task, table, said)
@@ -228,25 +230,50 @@ def label_accuracy(task: Task, table: pa.Table) -> float | None:
     return float(known.mean()) if len(known) else None
 
 
-def judge_accuracy(task: Task, judged: pa.Table) -> tuple[int, int] | None:
-    """Return in how many of how many judged rows the judge preferred the better completion.
+def score_judged(task: Task, judged: pa.Table) -> pa.Table | None:
+    """Score demonstrations and proposals of the rows that were judged or replaced.
 
-    Rows count in which the scores of demonstration and proposal differ; s = 0.5 counts as wrong.
-    None without references.
+    It reads references, and serves experiments; None without them.
 
     Parameters
     ----------
     task : Task
     judged : pyarrow.Table
-        Of :func:`whet.ilr.refine.judge_proposals`.
+        Of :func:`whet.ilr.refine.judge_proposals`, perhaps with ``accepted`` (bool).
+
+    Returns
+    -------
+    pyarrow.Table or None
+        ``row`` and ``score`` of ``judged``, then ``before`` and ``after``: how right demonstration
+        and proposal are, 0 to 1, NaN where the task cannot judge.
     """
     if "reference" not in judged.column_names:
         return None
-    asked = judged.filter(judged["score"].is_valid())
-    if not asked.num_rows:
-        return 0, 0
-    old, new = (task.score(asked, asked[name].to_pylist()) for name in ("completion", "proposal"))
-    gain, s = new - old, asked["score"].to_numpy()
+    looked = judged["score"].is_valid()
+    if "accepted" in judged.column_names:
+        looked = pc.or_(looked, judged["accepted"])
+    rows = judged.filter(looked)
+    names = {"before": "completion", "after": "proposal"}
+    scores = {
+        new: task.score(rows, rows[old].to_pylist()) if rows.num_rows else np.empty(0)
+        for new, old in names.items()
+    }
+    return pa.table({"row": rows["row"], "score": rows["score"], **scores})
+
+
+def judge_accuracy(scored: pa.Table) -> tuple[int, int]:
+    """Return in how many of how many judged rows the judge preferred the better completion.
+
+    Rows count in which the scores of demonstration and proposal differ; s = 0.5 counts as wrong.
+
+    Parameters
+    ----------
+    scored : pyarrow.Table
+        Of :func:`score_judged`.
+    """
+    asked = scored.filter(scored["score"].is_valid())
+    before, after, s = (asked[name].to_numpy() for name in ("before", "after", "score"))
+    gain = after - before
     told = np.isfinite(gain) & (gain != 0)
     right = ((s > 0.5) & (gain > 0)) | ((s < 0.5) & (gain < 0))
     return int((right & told).sum()), int(told.sum())

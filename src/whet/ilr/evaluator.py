@@ -28,15 +28,15 @@ from whet.finetune.trainer import FineTuner, Tuned
 from whet.hub import find_folder, fingerprint
 from whet.ilr.comparisons import KINDS
 from whet.ilr.feedback import Scores
-from whet.ilr.halves import halves
+from whet.ilr.halves import digest, halves
 from whet.ilr.llm_judge import pair_text
 from whet.rounds import Progress
 from whet.store import read_json, write_json
 
 #: One prompt in so many is held out, with all its comparisons, to measure the judge.
 FOLDS = 10
-#: As the authors train theirs, but without its early stopping: every epoch is run, since
-#: rows held out for that would hold the same comparisons as those trained on, the other way round.
+#: As the authors train theirs, but without its early stopping, so that every row is trained on;
+#: the presets have it.
 EVALUATOR = Settings(
     tune="full",
     epochs=5,
@@ -180,9 +180,8 @@ def train_evaluator(
         of the same data, model and settings is loaded and not trained again; an unfinished one goes
         on from its last checkpoint.
     settings : Settings
-        Of the fine-tuning. With ``validation``, the rows that choose the epoch hold comparisons
-        that are also trained on in the other order, so that it says little; the report's
-        comparisons are always of other prompts.
+        Of the fine-tuning. With ``validation``, that share of the prompts chooses the epoch, in
+        both orders and with all their comparisons; those of the report are other ones.
     device : str, optional
     progress : callable, optional
         Called with ("step", steps done, steps in all).
@@ -206,10 +205,17 @@ def train_evaluator(
                 "folder"
             )
         return Evaluator.from_pretrained(out, device=device)
+    prompts = {digest(prompt) for prompt in pairs["prompt"].to_pylist()}
+    if len(prompts) < FOLDS:
+        raise WhetError(
+            f"there are comparisons of {len(prompts):,} prompts: an evaluator needs {FOLDS}, one "
+            "of which is held out to measure it; give more gold demonstrations"
+        )
     train, held = halves(pairs["prompt"].to_pylist(), folds=FOLDS, seed=settings.seed)[0]
     tuner = FineTuner(model, settings, device=device)
     network = tuner.network(2)
-    texts = _both_orders(pairs.take(pa.array(train)))
+    chosen = pairs.take(pa.array(train))
+    texts = _both_orders(chosen)
     tokens, whole = _encode(texts, tuner.tokenizer, min(settings.max_length, network.longest))
     whole &= np.roll(whole, len(train))  # both orders of a comparison, or neither
     if whole.sum() < 4:
@@ -222,7 +228,17 @@ def train_evaluator(
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / f"checkpoint-{belongs[:16]}.safetensors"
     loss = SetCrossEntropy(np.eye(2))
-    tuned = tuner.fit(tokens, rows, accept[rows], loss, checkpoint=checkpoint, progress=progress)
+    asked = [digest(prompt) for prompt in chosen["prompt"].to_pylist()]
+    groups = np.unique(asked, return_inverse=True)[1]
+    tuned = tuner.fit(
+        tokens,
+        rows,
+        accept[rows],
+        loss,
+        groups=np.tile(groups, 2)[rows],
+        checkpoint=checkpoint,
+        progress=progress,
+    )
     judge = Evaluator(tuned)
     dropped = int((~whole).sum()) // 2
     judge.report = _measure(judge, pairs.take(pa.array(held)), len(train) - dropped, dropped)

@@ -5,10 +5,11 @@
     evaluator/                 comparisons.parquet, and the judge trained on them
     demonstrations.parquet     those that all arms begin with
     arms/NAME/NN/              what a round decided: judged.parquet and demonstrations.parquet, or
-                               pairs.parquet; round.json last
+                               pairs.parquet; round.json; right.parquet where references are known
     arms/NAME/arm.json         what became of the arm
     test.parquet               a score for each row of the test, of each arm and round
     answers.sqlite             what a language model said as judge
+    summary.json, report.html  what the run found, for readers
     run.json                   last
 
 The same recipe and folder again go on where the run stopped.
@@ -36,18 +37,21 @@ from whet.ilr.evaluate import (
     mean_score,
     score_completions,
     score_difference,
+    score_judged,
 )
 from whet.ilr.evaluator import Evaluator
-from whet.ilr.feedback import BothOrders, Judge
-from whet.ilr.judges import make_judge
+from whet.ilr.feedback import BothOrders, Judge, ScoreFile
+from whet.ilr.judges import check_judge, make_judge
 from whet.ilr.points import Course, Point
 from whet.ilr.recipe import IlrRecipe
-from whet.ilr.rows import read_rows
-from whet.ilr.stages import Model, Stages, check_prompts
+from whet.ilr.rows import Asked, read_rows
+from whet.ilr.stages import Model, Stages, check_prompts, full_disk_said
 from whet.ilr.tasks.find import load_task
 from whet.ilr.tasks.protocol import Task
 from whet.ilr.weak import WeakSupervisor
 from whet.posttrain.examples import digest, is_conversational
+from whet.report.ilr_summary import summarise_ilr
+from whet.report.page import try_report
 from whet.rounds import Halt, Progress
 from whet.store import RunFolder, read_json, write_json, write_parquet
 
@@ -98,7 +102,7 @@ holds train.parquet, or .jsonl, .json, .csv or .tsv
         judges: Mapping[str, Judge] | None = None,
     ) -> None:
         self.recipe, self.path = recipe, Path(recipe.out)
-        self.task: Task = load_task(recipe.task, **recipe.options)
+        self.task: Task = Asked(load_task(recipe.task, **recipe.options))
         data = None if recipe.data is None else Path(recipe.data)
         self.train = read_rows(self.task, recipe.train, ["prompt", "completion"], data)
         self.test = None
@@ -112,6 +116,21 @@ holds train.parquet, or .jsonl, .json, .csv or .tsv
         self.progress = progress
         self.stages = Stages(self.path / "stages", progress)
         self._given_judges = dict(judges or {})
+        for name in recipe.judges - {"evaluator", *self._given_judges}:
+            self._check_judge(name)
+
+    def _check_judge(self, name: str) -> None:
+        """Raise ``WhetError`` for what would only be missed after hours of training."""
+        kind, argument = check_judge(name)
+        if kind in ("oracle", "noisy"):
+            first = self.train.slice(0, 1)
+            self.task.score(first, first["completion"].to_pylist())
+        elif kind == "file":
+            ScoreFile(argument)
+        elif argument and not Path(argument).is_dir():
+            raise WhetError(f"the judge {name!r}: {argument} is no folder: name one")
+        elif kind == "llm" and (self.recipe.llm is None or not self.recipe.llm.model):
+            raise WhetError("the judge 'llm' needs the section llm with its model: add it")
 
     def run(self) -> dict[str, Any]:
         """Do what is left to do and return the content of run.json.
@@ -132,7 +151,10 @@ holds train.parquet, or .jsonl, .json, .csv or .tsv
         try:
             if not folder.complete:
                 folder.open()
-                folder.finish(self._work())
+                with full_disk_said(self.path):
+                    manifest = self._work()
+                    try_report(self.path, manifest, summarise_ilr, "the run is")
+                    folder.finish(manifest)
             self.stages.release()
             return read_json(self.path / "run.json")
         finally:
@@ -238,8 +260,12 @@ holds train.parquet, or .jsonl, .json, .csv or .tsv
         if point.labels is not None:
             record["label_accuracy"] = label_accuracy(self.task, point.labels)
         if point.judged is not None:
-            found = judge_accuracy(self.task, point.judged)
-            record["judge_right"], record["judge_told"] = found or (None, None)
+            scored = score_judged(self.task, point.judged)
+            found = (None, None) if scored is None else judge_accuracy(scored)
+            record["judge_right"], record["judge_told"] = found
+            if scored is not None and "accepted" in point.judged.column_names:
+                folder = self.path / "arms" / name / f"{point.number:02d}"
+                write_parquet(folder / "right.parquet", scored.select(["row", "before", "after"]))
         return record | self.stages.cost(point.used)
 
     def _evaluated(self, model: Model, title: str) -> dict[str, Any]:

@@ -13,11 +13,13 @@ Not stated there or in the paper, and ours: most tokens of a row (1,024), no dro
 and no weight decay.
 
 Not reproduced: where the code says temperature 0 it searches with 4 beams, here the most probable
-token is taken; the evaluator's early stopping on its own comparisons the other way round (all 5
-epochs are run); embeddings of OpenAI and GPT-4o on SaferPaca (n-grams and phrase rules in their
-place); two weak models, one general and one for safety, whose answers train the evaluator of
-SaferPaca (one here); the slips that :mod:`whet.ilr.feedback` and ``docs/ilr.md`` name, but for the
-scoring of DPO pairs, which the arm ``dpo-released`` has.
+token is taken. The evaluator stops early in both (patience 1, the epoch with the least loss is
+kept), there on a tenth of its rows, among which may be the other order of a comparison that is
+trained on, here on a tenth of its prompts; another tenth measures it and is not trained on. The
+checkpoints of the weak model are trained each on its own. Embeddings of OpenAI and GPT-4o on
+SaferPaca are n-grams and phrase rules here; two weak models, one general and one for safety, whose
+answers train the evaluator of SaferPaca, are one. ``docs/ilr.md`` says which slips of that code are
+repeated.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ GEMMA, MISTRAL, LLAMA = (
     "mistralai/Mistral-7B-v0.1",
     "meta-llama/Meta-Llama-3-70B",
 )
+
+#: Their weights, as their authors give them: to plan without a download.
+WEIGHTS = {GEMMA: 2.51e9, MISTRAL: 7.24e9, LLAMA: 70.6e9}
 
 #: Arms of the paper's main figure, with the slip in the scoring of DPO and without, and ours: a
 #: second training on the same labels, and DPO on the very comparisons of ILR.
@@ -74,6 +79,8 @@ def _paper(
                 "batch_size": 16,
                 "warmup": 0.05,
                 "precision": "bf16",
+                "validation": 0.1,
+                "patience": 1,
             },
             "generate": {"temperature": 0.6, "max_new_tokens": tokens},
             "stages": 10,

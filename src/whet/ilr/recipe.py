@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -31,6 +32,9 @@ from whet.ilr.replace import ALPHA
 from whet.posttrain.settings import DpoSettings, GenerateSettings, TrainSettings
 
 S = TypeVar("S", bound=TrainSettings)
+
+#: What an arm may be called, since its folder is.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._=+-]{0,99}")
 
 #: Settings that decide where a run is, what it keeps and how fast it is; not what it finds.
 _ASIDE = ("out", "keep_models", "llm")
@@ -226,6 +230,11 @@ class IlrRecipe:
                 "weak, or name another judge"
             )
         for name, arm in self.arms.items():
+            if not _NAME.fullmatch(name):
+                raise WhetError(
+                    f"arms: {name!r} cannot be the name of a folder: take letters, digits, "
+                    "spaces and . _ = + -, a letter or digit first"
+                )
             try:
                 self._check_arm(arm)
             except WhetError as error:
@@ -344,7 +353,12 @@ def _on_preset(content: object) -> dict[str, Any]:
         return keys
     if name not in PRESETS:
         raise WhetError(f"preset = {name!r}{did_you_mean(str(name), PRESETS)}: correct it")
-    return _merged(PRESETS[name], keys)
+    preset = PRESETS[name]
+    # As "weak: null", which takes away what the preset has.
+    away = {
+        key for key, given in keys.items() if given is None and isinstance(preset.get(key), dict)
+    }
+    return {key: given for key, given in _merged(preset, keys).items() if key not in away}
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -368,6 +382,7 @@ def _with_defaults(keys: dict[str, Any]) -> dict[str, Any]:
     _default(dpo, "generate", seed | {"temperature": 0.7, "samples": 6})
     weak = _section(keys, "weak")
     if isinstance(keys["sft"], Mapping):
+        _build(TrainSettings, dict(keys["sft"]), "sft")  # else its faults are said to be of weak
         _default(weak, "train", keys["sft"])
     _default(weak, "generate", seed)
     evaluator = _section(keys, "evaluator")

@@ -22,7 +22,7 @@ from whet.ilr.arms import check_choice, check_share
 from whet.ilr.feedback import Judge, Scores, judge_disagreements
 from whet.ilr.halves import halves
 from whet.ilr.replace import ALPHA, MODES, TIES, Decision, apply, check_collapse, decide
-from whet.ilr.rows import SameText, as_completions
+from whet.ilr.rows import SameText, as_completions, text_of
 from whet.ilr.stages import Model, Stages, Used
 from whet.ilr.tasks.protocol import Task
 from whet.posttrain.settings import GenerateSettings, TrainSettings
@@ -80,16 +80,9 @@ def answered(table: pa.Table, marker: str | None) -> pa.Table:
     if not any(kept):
         raise Halt(
             f"none of {table.num_rows:,} completions holds {marker!r}, which the task needs: the "
-            "model that wrote them has not learned the task; train it longer"
+            "model that wrote them has not learned the task; train it longer, or mend the rows"
         )
     return table.filter(pa.array(kept))
-
-
-def text_of(completion: Any) -> str:  # noqa: ANN401
-    """Return a completion, text or messages, as text."""
-    if isinstance(completion, str):
-        return completion
-    return "\n".join(str(message["content"]) for message in completion)
 
 
 @dataclass
@@ -150,6 +143,7 @@ class Proposer:
         said = self.stages.complete(
             proposer, prompts, settings, f"{self.title}, round {number}", used=self._used
         )
+        stop_if_collapsed(prompts, said["completion"].to_pylist())  # one half may do so alone
         if not self.keep:
             proposer.drop()
         return as_objects(said["completion"].to_pylist())
@@ -179,10 +173,12 @@ def judge_proposals(
     Raises
     ------
     WhetError
-        If the judge failed at every row.
+        If the judge failed at every row, or the proposals have collapsed: before it is asked.
     """
     n, there = table.num_rows, [i for i, said in enumerate(proposals) if said is not None]
     part, said = table.take(pa.array(there, pa.int64())), [proposals[i] for i in there]
+    if judge is not None:
+        check_collapse(part["prompt"].to_pylist(), part["completion"].to_pylist(), said)
     agree = task.agree(part, part["completion"].to_pylist(), said)
     found = Scores(np.full(len(there), np.nan))
     if judge is not None:
@@ -269,7 +265,8 @@ def replace_judged(judged: pa.Table, rule: Rule) -> tuple[pa.Table, Decision]:
     Raises
     ------
     WhetError
-        If a column is missing or holds something else, or the proposals have collapsed.
+        If a column is missing or holds something else, the proposals have collapsed, or nothing
+        was judged.
 
     Examples
     --------
@@ -296,6 +293,11 @@ def replace_judged(judged: pa.Table, rule: Rule) -> tuple[pa.Table, Decision]:
         rows=table["row"].to_pylist(),
         seed=rule.seed,
     )
+    if rule.asks and decision.disagreed and not decision.judged:
+        raise WhetError(
+            f"none of {decision.disagreed:,} proposals that differ has a score: have them judged, "
+            "or take mode = 'naive', which asks no judge"
+        )
     refined = apply(table, kept, decision)
     refined = refined.drop_columns([name for name in JUDGED if name in refined.column_names])
     if rule.mode != "filter":

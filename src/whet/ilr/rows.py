@@ -44,6 +44,72 @@ class SameText:
         raise WhetError("what is right is a task's to say: name one with --task")
 
 
+class Asked:
+    """A task as it is asked here: messages become text, and what it says is checked.
+
+    Parameters
+    ----------
+    task : Task
+        One of whet's, or a user's own.
+
+    Examples
+    --------
+    >>> from whet.ilr.tasks.find import load_task
+    >>> table = pa.table({"row": [0], "reference": ["4"]})
+    >>> said = [[{"role": "assistant", "content": "#### 4"}]]
+    >>> Asked(load_task("gsm8k")).score(table, said).tolist()
+    [1.0]
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.name, self.marker = task, task.name, task.marker
+
+    def load(self, folder: Path, split: str) -> pa.Table:
+        """Return a split."""
+        return self.task.load(folder, split)
+
+    def agree(
+        self, table: pa.Table, first: Sequence[Any], second: Sequence[Any]
+    ) -> NDArray[np.bool_]:
+        """Return whether two completions of each row say the same, shape (n,)."""
+        found = self.task.agree(table, [text_of(x) for x in first], [text_of(x) for x in second])
+        return self._array(found, table.num_rows, "agree", np.bool_)
+
+    def score(self, table: pa.Table, completions: Sequence[Any]) -> NDArray[np.float64]:
+        """Return how right each row's completion is, 0 to 1, shape (n,); NaN: cannot be judged."""
+        found = self.task.score(table, [text_of(said) for said in completions])
+        scores = self._array(found, table.num_rows, "score", np.float64)
+        if ((scores < 0) | (scores > 1)).any():
+            worst = scores[np.nanargmax(np.abs(scores - 0.5))]
+            raise WhetError(
+                f"the task {self.name} gave the score {worst:g}: a score is from 0 to 1, or NaN "
+                "where nothing can be said; mend its score()"
+            )
+        return scores
+
+    def _array(self, found: Any, n: int, member: str, kind: Any) -> NDArray[Any]:  # noqa: ANN401
+        try:
+            array = np.asarray(found, dtype=kind)
+        except (TypeError, ValueError) as error:
+            raise WhetError(
+                f"the {member}() of the task {self.name} gave no numbers ({error}): return one a "
+                "row"
+            ) from error
+        if array.shape != (n,):
+            raise WhetError(
+                f"the {member}() of the task {self.name} gave the shape {array.shape} for {n} "
+                "rows: return one value a row"
+            )
+        return array
+
+
+def text_of(completion: Any) -> str:  # noqa: ANN401
+    """Return a completion, text or messages, as text."""
+    if isinstance(completion, str):
+        return completion
+    return "\n".join(str(message["content"]) for message in completion)
+
+
 def read_rows(
     task: Task, source: str, needs: Sequence[str], folder: Path | None = None
 ) -> pa.Table:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from whet.ilr.tasks.protocol import check_lengths
+from whet.ilr.tasks.protocol import check_lengths, values_of
 
 #: Written as digits with commas between groups of three (or Indian groups), or without. The
 #: lengths are bounded: a model may write a million digits.
@@ -106,6 +106,10 @@ class AnswerTask(ABC):
     def answer(self, text: str) -> str | None:
         """Return a completion's answer in the form in which answers are compared."""
 
+    def normal(self, answer: str) -> str | None:
+        """Return an answer that stands alone, such as a reference, in that form."""
+        return answer
+
     def agree(
         self, table: pa.Table, first: Sequence[str], second: Sequence[str]
     ) -> NDArray[np.bool_]:
@@ -133,18 +137,22 @@ class AnswerTask(ABC):
         Parameters
         ----------
         table : pyarrow.Table with n rows
-            ``reference`` holds answers as :meth:`answer` gives them.
+            ``reference`` holds answers, as text or numbers; their form does not count.
         completions : sequence of n str
 
         Returns
         -------
         float64 array of shape (n,)
-            NaN where the row has no reference.
+            NaN where the row has no reference, or none that is an answer.
         """
         check_lengths(table, completions)
-        references = table["reference"].to_pylist()
+        # A reference is a number where it comes from a CSV.
+        wanted = [
+            None if reference is None else self.normal(str(reference))
+            for reference in values_of(table, "reference")
+        ]
         scores = [
-            np.nan if reference is None else float(self.answer(completion) == reference)
-            for reference, completion in zip(references, completions, strict=True)
+            np.nan if answer is None else float(self.answer(completion) == answer)
+            for answer, completion in zip(wanted, completions, strict=True)
         ]
         return np.array(scores, dtype=np.float64)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from whet.errors import WhetError
-from whet.ilr.tasks.answers import AnswerTask, final_number
+from whet.ilr.tasks.answers import AnswerTask, final_number, number_in
 from whet.ilr.tasks.protocol import as_prompt, demonstrations
 
 Form = Literal["chain", "story"]
@@ -205,6 +205,10 @@ class Chains(AnswerTask):
     def answer(self, text: str) -> str | None:
         """Return the number after the last ``####``."""
         return final_number(text)
+
+    def normal(self, answer: str) -> str | None:
+        """Return the number of a reference, which may be a worked answer too."""
+        return self.answer(answer) or number_in(answer)
 
     def load(self, folder: Path | None, split: str) -> pa.Table:
         """Return a split; no folder is read. ``problem`` is what :class:`Problem` prints."""

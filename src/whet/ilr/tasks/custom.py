@@ -113,6 +113,10 @@ class TemplateTask(AnswerTask):
         found = [match[1] for match in self._pattern.finditer(text)]
         return self._normalise(found[-1]) if found and found[-1] is not None else None
 
+    def normal(self, answer: str) -> str | None:
+        """Return a reference in the form in which answers are compared."""
+        return self._normalise(answer)
+
     def load(self, folder: Path, split: str) -> pa.Table:
         """Return a split; each row's reference is the answer of its completion.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from pathlib import Path
 from typing import Any, cast
 
@@ -54,15 +55,23 @@ def load_task(source: str | Path, **options: Any) -> Task:  # noqa: ANN401
     if str(source) in _BUILT_IN:
         module, name = _BUILT_IN[str(source)]
         kind = getattr(importlib.import_module(module), name)
+        known = list(inspect.signature(kind).parameters)
+        for option in options:
+            if option not in known:
+                has = did_you_mean(option, known) if known else ", which has no options"
+                raise WhetError(f"the task {source} does not take {option!r}{has}: correct it")
         try:
             return cast(Task, kind(**options))
         except TypeError as error:
-            raise WhetError(f"the task {source} does not take {options} ({error})") from error
+            raise WhetError(
+                f"the task {source} does not take {options} ({error}): correct the values"
+            ) from error
     path = Path(source)
     if not path.is_file() or path.suffix not in (".yaml", ".yml", ".py"):
         raise WhetError(
             f"the task {source} is neither a task of whet's{did_you_mean(str(source), _BUILT_IN)} "
-            "nor a .yaml or .py file"
+            f"nor a .yaml or .py file that is there: write one of {', '.join(known_tasks())}, or "
+            "the path of a file"
         )
     if options:
         raise WhetError(f"the task {source} does not take {options}: write them into the file")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from whet.ilr.tasks.answers import AnswerTask, final_number
+from whet.ilr.tasks.answers import AnswerTask, final_number, number_in
 from whet.ilr.tasks.protocol import as_prompt, demonstrations, read_split
 
 #: How the models' solutions of the test split write their answer.
@@ -41,6 +41,10 @@ class Gsm8k(AnswerTask):
     def answer(self, text: str) -> str | None:
         """Return the number after the last ``####``."""
         return final_number(text)
+
+    def normal(self, answer: str) -> str | None:
+        """Return the number of a reference, which may be a worked answer too."""
+        return self.answer(answer) or number_in(answer)
 
     def load(self, folder: Path, split: str) -> pa.Table:
         """Return a split; see :meth:`whet.ilr.tasks.protocol.Task.load`."""

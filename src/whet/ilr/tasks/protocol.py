@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -147,6 +147,24 @@ def check_columns(table: pa.Table, columns: Sequence[str], source: str) -> None:
                 f"row {empty} of {source} has nothing in the column {column!r}: fill it or remove "
                 "the row"
             )
+
+
+def values_of(table: pa.Table, column: str) -> list[Any]:
+    """Return what a column holds, or say that the task needs it.
+
+    Raises
+    ------
+    WhetError
+        If there is no such column.
+
+    Examples
+    --------
+    >>> values_of(pa.table({"reference": ["4"]}), "reference")
+    ['4']
+    """
+    if column not in table.column_names:
+        raise WhetError(f"the rows have no column {column!r}, which the task compares with: add it")
+    return table[column].to_pylist()  # type: ignore[no-any-return]
 
 
 def check_lengths(table: pa.Table, *columns: Sequence[str]) -> None:

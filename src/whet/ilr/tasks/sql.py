@@ -22,6 +22,7 @@ from whet.ilr.tasks.protocol import (
     check_lengths,
     demonstrations,
     read_split,
+    values_of,
 )
 
 Comparison = Literal["multiset", "set"]
@@ -154,7 +155,7 @@ class Sql:
         NaN where the reference fails or returns no row, since wrong queries often return none.
         """
         check_lengths(table, completions)
-        references = [reference or "" for reference in table["reference"].to_pylist()]
+        references = [reference or "" for reference in values_of(table, "reference")]
         results = zip(*self._run(table, references, completions), strict=True)
         scores = [
             float(self._same(gold, result, query))
@@ -169,7 +170,7 @@ class Sql:
 
     def _run(self, table: pa.Table, *columns: Sequence[str]) -> list[list[Result | Failed]]:
         """Return the results of several completions a row, one list a column."""
-        databases = table["database"].to_pylist()
+        databases = values_of(table, "database")
         jobs = [
             (database, statement(query))
             for queries in columns
