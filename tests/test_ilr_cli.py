@@ -376,6 +376,7 @@ def test_judge_is_not_asked_about_proposals_that_are_all_the_same(here):
 def test_full_disk_is_said_and_the_same_command_goes_on(here, monkeypatch):
     from collections import namedtuple
 
+    from whet import store
     from whet.ilr import stages
 
     def fails(*rest, **named):
@@ -385,7 +386,7 @@ def test_full_disk_is_said_and_the_same_command_goes_on(here, monkeypatch):
     free = namedtuple("Usage", "free")
     with monkeypatch.context() as patched:
         patched.setattr(stages.Job, "run", fails)
-        patched.setattr(stages.shutil, "disk_usage", lambda folder: free(4096))
+        patched.setattr(store.shutil, "disk_usage", lambda folder: free(4096))
         found = whet(command)
     assert found.code == 2
     assert found.err.splitlines()[-1].startswith("whet: the disk of x is full: free space and run")

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +25,7 @@ from safetensors.torch import load_file
 import tiny_models
 from helpers import snapshot, whet
 from tiny_causal import TEMPLATE, as_messages, save_causal, sums
-from whet import WhetError
+from whet import WhetError, store
 from whet.posttrain import run, trainers
 from whet.posttrain.examples import write_examples
 from whet.posttrain.generate import completion_logprobs
@@ -618,3 +619,18 @@ def test_wrong_commands_end_with_one_sentence(tmp_path, monkeypatch, words, said
     assert done.err.count("\n") == 1
     assert said in done.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_is_said_and_the_same_training_goes_on(folder, tmp_path, monkeypatch):
+    def fails(*rest, **named):
+        raise RuntimeError("unexpected pos 64 vs 0")  # as torch says it
+
+    settings = TrainSettings(**FULL, max_steps=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "save_merged", fails)
+        with pytest.raises(RuntimeError, match="unexpected pos"):  # of another cause
+            train_sft(folder, sums(), tmp_path / "out", settings)
+        patched.setattr(store.shutil, "disk_usage", lambda folder: SimpleNamespace(free=4096))
+        with pytest.raises(WhetError, match="the disk of .*out is full: free space and run"):
+            train_sft(folder, sums(), tmp_path / "out", settings)
+    assert account(train_sft(folder, sums(), tmp_path / "out", settings))

@@ -20,7 +20,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,6 +41,8 @@ from whet.rounds import Round
 FORMAT_VERSION = 1
 #: What only an unfinished run needs.
 _WORKING_FILES = ("features.safetensors", "encoder.safetensors", "tokens.safetensors")
+#: A disk with fewer free bytes is full.
+FULL = 2**20
 #: Of each fit of a fine-tuned model.
 _CHECKPOINTS = "checkpoint-*.safetensors"
 #: What :func:`write_atomic` leaves when the process is killed.
@@ -72,6 +76,28 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             error.filename = str(path)  # a full disk names no file
         raise
+
+
+@contextmanager
+def full_disk_said(folder: Path) -> Iterator[None]:
+    """Say in one sentence that a disk is full, which libraries report each in a way of its own.
+
+    Examples
+    --------
+    >>> with full_disk_said(Path(".")):
+    ...     pass
+    """
+    try:
+        yield
+    except (WhetError, OSError):
+        raise
+    except Exception as error:
+        if shutil.disk_usage(folder).free >= FULL:
+            raise
+        raise WhetError(
+            f"the disk of {folder} is full: free space and run the same command again, which goes "
+            "on"
+        ) from error
 
 
 def sweep(path: Path) -> None:

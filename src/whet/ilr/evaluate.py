@@ -17,12 +17,12 @@ from whet.align.compare import Measure, by_prompt, difference, estimate
 from whet.errors import WhetError
 from whet.estimates import Estimate
 from whet.ilr.samples import by_row
-from whet.ilr.stages import Stages, check_prompts, full_disk_said
+from whet.ilr.stages import Stages, check_prompts
 from whet.ilr.tasks.protocol import SUFFIXES, Task
 from whet.posttrain.examples import digest
 from whet.posttrain.settings import GenerateSettings
 from whet.rounds import Progress
-from whet.store import RunFolder, read_json, write_parquet
+from whet.store import RunFolder, full_disk_said, read_json, write_parquet
 from whet.tables import read_table
 
 Scores = NDArray[np.float64]

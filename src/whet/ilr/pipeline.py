@@ -45,7 +45,7 @@ from whet.ilr.judges import check_judge, make_judge
 from whet.ilr.points import Course, Point
 from whet.ilr.recipe import IlrRecipe
 from whet.ilr.rows import Asked, read_rows
-from whet.ilr.stages import Model, Stages, check_prompts, full_disk_said
+from whet.ilr.stages import Model, Stages, check_prompts
 from whet.ilr.tasks.find import load_task
 from whet.ilr.tasks.protocol import Task
 from whet.ilr.weak import WeakSupervisor
@@ -53,7 +53,7 @@ from whet.posttrain.examples import digest, is_conversational
 from whet.report.ilr_summary import summarise_ilr
 from whet.report.page import try_report
 from whet.rounds import Halt, Progress
-from whet.store import RunFolder, read_json, write_json, write_parquet
+from whet.store import RunFolder, full_disk_said, read_json, write_json, write_parquet
 
 #: The arm that the others are compared with.
 BASELINE = "sft"

@@ -15,12 +15,12 @@ from whet.errors import WhetError
 from whet.ilr.halves import halves
 from whet.ilr.refine import Proposer, answered, as_objects, stop_if_collapsed
 from whet.ilr.rows import text_of
-from whet.ilr.stages import Stages, Used, check_prompts, full_disk_said
+from whet.ilr.stages import Stages, Used, check_prompts
 from whet.posttrain.ask import generate_with
 from whet.posttrain.examples import digest
 from whet.posttrain.settings import GenerateSettings, TrainSettings
 from whet.rounds import Progress
-from whet.store import RunFolder, read_json, write_parquet
+from whet.store import RunFolder, full_disk_said, read_json, write_parquet
 
 RESULT = "proposals.parquet"
 

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -41,8 +40,6 @@ from whet.store import read_json
 DIGITS = 16
 #: Marks a folder whose weights were removed.
 DROPPED = "dropped"
-#: A disk with fewer free bytes is full.
-FULL = 2**20
 #: Tells those that follow to wait while the first process does something alone.
 WAIT = "wait"
 
@@ -296,28 +293,6 @@ class Stages:
         if told is None:
             return None
         return lambda what, done, total: told(f"{title}: {what}", done, total)
-
-
-@contextmanager
-def full_disk_said(folder: Path) -> Iterator[None]:
-    """Say in one sentence that a disk is full, which libraries report each in a way of its own.
-
-    Examples
-    --------
-    >>> with full_disk_said(Path(".")):
-    ...     pass
-    """
-    try:
-        yield
-    except (WhetError, OSError):
-        raise
-    except Exception as error:
-        if shutil.disk_usage(folder).free >= FULL:
-            raise
-        raise WhetError(
-            f"the disk of {folder} is full: free space and run the same command again, which goes "
-            "on"
-        ) from error
 
 
 def check_prompts(model: str, tables: Sequence[pa.Table]) -> None:

@@ -43,7 +43,7 @@ from whet.posttrain.models import (
 from whet.posttrain.ranks import Ranks
 from whet.posttrain.settings import DpoSettings, TrainSettings
 from whet.rounds import Progress
-from whet.store import write_json
+from whet.store import full_disk_said, write_json
 
 FORMAT, FORMAT_VERSION = "whet-posttrained", 1
 #: Most steps between checkpoints, and most checkpoints of a run with fewer steps than that; else
@@ -225,7 +225,7 @@ language model, or a hub id
             self._check_shares(plan)
             self.ranks.lead(held.open)
             try:
-                with _alone(self.device):
+                with _alone(self.device), full_disk_said(self.out):
                     trainer = build(self, plan, self._arguments(plan))
                     self._fit(trainer)
                     self.ranks.lead(
