@@ -631,6 +631,6 @@ def test_full_disk_is_said_and_the_same_training_goes_on(folder, tmp_path, monke
         with pytest.raises(RuntimeError, match="unexpected pos"):  # of another cause
             train_sft(folder, sums(), tmp_path / "out", settings)
         patched.setattr(store.shutil, "disk_usage", lambda folder: SimpleNamespace(free=4096))
-        with pytest.raises(WhetError, match="the disk of .*out is full: free space and run"):
+        with pytest.raises(WhetError, match=r"the disk of .*out is full: free space and run"):
             train_sft(folder, sums(), tmp_path / "out", settings)
     assert account(train_sft(folder, sums(), tmp_path / "out", settings))
