@@ -84,9 +84,9 @@ def test_runs_of_one_input_are_compared_on_the_rows_of_both(here):
         "seed": [0, 3],
     }
     page = Path("compare.html").read_text()
-    shown = f"{100 * expected.value:+.1f} [{100 * expected.low:+.1f}, {100 * expected.high:+.1f}]"
+    value, low, high = (f"{100 * x:+.1f}" for x in (expected.value, expected.low, expected.high))
     for said in (page, ended.out):
-        assert f"{shown} n = 60" in said
+        assert f"{value} points [{low}, {high}] n = 60" in said
     assert "All runs have the same input" in page
     assert "settings that differ  method, rounds, seed" in ended.out
 
@@ -160,6 +160,18 @@ def test_a_report_that_fails_costs_a_warning_and_no_run(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert whet(["report", str(run)]).code == 0
     assert (run / "report.html").exists()
+
+
+def test_a_run_that_was_killed_before_its_end_gets_the_same_summary(runs, here):
+    whole = json.loads(Path("tsp/summary.json").read_text())
+    for name in ("run.json", "report.html", "summary.json", "refined.parquet"):
+        Path("tsp", name).unlink()
+    words = ["refine", str(runs / "corpus.parquet"), "--text", "text", "--pseudo", "llm"]
+    ended = whet([*words, "--gold", "gold", "--out", "tsp", "--resume"])
+    assert ended.code == 0, ended
+    again = json.loads(Path("tsp/summary.json").read_text())
+    assert again.pop("cost")["seconds"] != whole.pop("cost")["seconds"]
+    assert again == whole
 
 
 def test_manifest_is_written_after_the_report(runs):

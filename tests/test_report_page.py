@@ -211,7 +211,9 @@ def test_hostile_page_does_nothing_in_a_browser(browser, hostile):
     assert tab.evaluate("window.pwned") is None
     assert tab.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 100)")
     assert tab.evaluate("document.images.length") == 4
-    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for width in (1100, 400):
+        tab.set_viewport_size({"width": width, "height": 800})
+        assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), width
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -330,5 +330,5 @@ def test_what_is_no_finished_refinement_is_refused(tmp_path):
     with pytest.raises(WhetError, match=r"is not finished: .* --resume"):
         summarise(tmp_path)
     (tmp_path / "run.json").write_text('{"format_version": 1, "arms": []}')
-    with pytest.raises(WhetError, match="only its folders can be reported on so far"):
+    with pytest.raises(WhetError, match="only its folders can be compared"):
         summarise(tmp_path)

@@ -282,19 +282,11 @@ def _refine(
 
 def _report(folder: Path, manifest: dict[str, Any]) -> float:
     """Write summary.json and report.html, and return the seconds that it took."""
-    from whet.report.page import write_report
+    from whet.report.page import try_report
     from whet.report.summary import summarise
 
     began = time.perf_counter()
-    try:
-        write_report(folder, summarise(folder, manifest))
-    except Exception as error:  # the labels are worth more than a report of them
-        warnings.warn(
-            f"the report could not be made ({type(error).__name__}: {error}): the refined labels "
-            f"are whole; try again with 'whet report {folder}'",
-            WhetWarning,
-            stacklevel=2,
-        )
+    try_report(folder, manifest, summarise, "the refined labels are")
     return round(time.perf_counter() - began, 3)
 
 

@@ -1,4 +1,4 @@
-"""``whet report``: the page of a refinement, or of several beside each other."""
+"""``whet report``: the page of a run, or of several refinements beside each other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from whet.errors import WhetError
 
 def report(
     runs: Annotated[
-        list[Path], Parameter(help="Run folders of whet refine; several are compared.")
+        list[Path],
+        Parameter(help="A run folder of whet refine or whet ilr; several of refine are compared."),
     ],
     /,
     *,
@@ -34,7 +35,6 @@ def report(
     """
     from whet.report.compare import compare
     from whet.report.page import write_page, write_report
-    from whet.report.summary import summarise
 
     _check_page(out)
     repeated = next((run for run in runs if runs.count(run) > 1), None)
@@ -46,12 +46,24 @@ def report(
         write_page(page, comparison)
         _print_comparison(comparison, page)
         return
-    summary = summarise(runs[0])
+    summary = _summarise(runs[0])
     if out is None:
         write_report(runs[0], summary)
     else:
         write_page(out, summary)
     _print_answer(summary, out or runs[0] / "report.html")
+
+
+def _summarise(folder: Path) -> dict[str, Any]:
+    """Return the summary of a run, whichever verb made it."""
+    from whet.report.ilr_summary import is_ilr, summarise_ilr
+    from whet.report.summary import summarise
+    from whet.store import read_json
+
+    path = folder / "run.json"
+    if path.is_file() and is_ilr(read_json(path)):
+        return summarise_ilr(folder)
+    return summarise(folder)
 
 
 def _check_page(out: Path | None) -> None:
@@ -79,7 +91,7 @@ def _print_comparison(comparison: dict[str, Any], page: Path) -> None:
     from whet.cli import console, plain
 
     screen = console()
-    screen.print("Gains in points of accuracy over the annotator's labels, and differences from")
+    screen.print("Gains in accuracy over the annotator's labels, and differences in accuracy from")
     screen.print("the first run on the gold rows of both; in brackets: 95 % intervals.")
     screen.print()
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)

@@ -6,15 +6,18 @@ import base64
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from whet import __version__
+from whet.errors import WhetWarning
 from whet.report.text import one_line, visible
 from whet.store import write_atomic, write_json
 
@@ -29,7 +32,8 @@ def render(summary: Json) -> str:
     Parameters
     ----------
     summary : dict
-        From :func:`whet.report.summary.summarise` or :func:`whet.report.compare.compare`.
+        From :func:`whet.report.summary.summarise`, :func:`whet.report.ilr_summary.summarise_ilr`
+        or :func:`whet.report.compare.compare`.
 
     Returns
     -------
@@ -51,6 +55,7 @@ def render(summary: Json) -> str:
         "percent": _percent,
         "estimate": as_accuracy,
         "label": _label,
+        "yaml": _yaml,
     }
     pictures = {name: _picture(svg) for name, svg in _draw(summary).items()}
     page = templates.get_template(f"{summary['kind']}.html.j2")
@@ -61,6 +66,33 @@ def write_report(folder: Path, summary: Json) -> None:
     """Write summary.json and report.html into a run folder, each whole or not at all."""
     write_json(folder / "summary.json", summary)
     write_page(folder / "report.html", summary)
+
+
+def try_report(
+    folder: Path, manifest: Json, summarise: Callable[[Path, Json], Json], kept: str
+) -> None:
+    """Write the report of a run that is about to end; one that fails is a warning.
+
+    Parameters
+    ----------
+    folder : Path
+        The run folder, whole but for run.json.
+    manifest : dict
+        What run.json will hold.
+    summarise : callable
+        Given both.
+    kept : str
+        What is whole all the same, such as "the run is".
+    """
+    try:
+        write_report(folder, summarise(folder, manifest))
+    except Exception as error:  # what was found is worth more than a report of it
+        warnings.warn(
+            f"the report could not be made ({type(error).__name__}: {error}): {kept} whole; try "
+            f"again with 'whet report {folder}'",
+            WhetWarning,
+            stacklevel=2,
+        )
 
 
 def write_page(path: Path, summary: Json) -> None:
@@ -75,11 +107,26 @@ def _draw(summary: Json) -> dict[str, bytes | None]:
 
     if summary["kind"] == "compare":
         return {"gains": pictures.draw_comparison(summary["runs"])}
+    if summary["kind"] == "ilr":
+        return _draw_ilr(summary)
     return {
         "rounds": pictures.draw_rounds(summary["rounds"]),
         "flows": pictures.draw_flows(summary["changes"]),
         "lengths": pictures.draw_lengths(summary["by_length"]),
         "calibration": pictures.draw_calibration(summary["calibration"]),
+    }
+
+
+def _draw_ilr(summary: Json) -> dict[str, bytes | None]:
+    from whet.report import ilr_pictures
+
+    return {
+        "scores": ilr_pictures.draw_scores(summary["arms"], summary["weak"]),
+        "proposals": ilr_pictures.draw_proposals(summary["proposals"]),
+        **{
+            f"histogram {found['arm']}": ilr_pictures.draw_histograms(found["rounds"])
+            for found in summary["histograms"]
+        },
     }
 
 
@@ -111,21 +158,23 @@ def _picture(svg: bytes | None) -> str | None:
 # --- filters --------------------------------------------------------------------------------------
 
 
-def _interval(estimate: Json | None, form: Callable[[float], str]) -> str:
-    if estimate is None or estimate["value"] is None:
-        return "not known" if not estimate else f"too few (n = {estimate['n']:,})"
-    value, low, high = (form(estimate[key]) for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}] n = {estimate['n']:,}"
-
-
 def as_accuracy(estimate: Json | None) -> str:
     """Return an accuracy with its interval and n."""
-    return _interval(estimate, lambda x: f"{x:.3f}")
+    return _interval(estimate, "", lambda x: f"{x:.3f}")
 
 
 def as_points(estimate: Json | None) -> str:
     """Return a difference of accuracies in points with its interval and n."""
-    return _interval(estimate, lambda x: f"{100 * x:+.1f}")
+    return _interval(estimate, " points", lambda x: f"{100 * x:+.1f}")
+
+
+def _interval(estimate: Json | None, unit: str, form: Callable[[float], str]) -> str:
+    if estimate is None:
+        return "not known"
+    if estimate["value"] is None:
+        return f"too few (n = {estimate['n']:,})"
+    value, low, high = (form(estimate[key]) for key in ("value", "low", "high"))
+    return f"{value}{unit} [{low}, {high}] n = {estimate['n']:,}"
 
 
 def _percent(part: int, whole: int) -> str:
@@ -137,3 +186,9 @@ def _label(label: str | None) -> Markup:
     if label is None:
         return Markup("<em>no label</em>")
     return Markup("<bdi>{}</bdi>").format(visible(label))  # format escapes
+
+
+def _yaml(content: Json) -> str:
+    """Return YAML that is ASCII, so that nothing hides in it."""
+    text: str = yaml.safe_dump(content, sort_keys=False)
+    return text

@@ -115,13 +115,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         if (folder / "settings.json").is_file():
             raise WhetError(
-                f"the run in {folder} is not finished: run its command again with --resume"
+                f"the run in {folder} is not finished: run its command again, whet refine with "
+                "--resume"
             )
         raise WhetError(f"{path} does not exist: name a folder of 'whet refine'")
     manifest = read_json(path)
     if not {"classes", "verdict", "kept_annotator", "settings"} <= set(manifest):
         raise WhetError(
-            f"{path} is not of 'whet refine': only its folders can be reported on so far"
+            f"{path} is not of 'whet refine': only its folders can be compared, and those of "
+            "'whet ilr' reported on one by one"
         )
     if manifest.get("format_version") != FORMAT_VERSION:
         raise WhetError(
