@@ -281,9 +281,10 @@ def test_every_estimate_has_an_interval_and_its_rows(manifest):
     records = list(manifest["estimate"].values())
     records += [record["accuracy"] for record in manifest["rounds"]]
     assert set(manifest["estimate"]) == {
-        *("annotator", "classifier", "classifier_gain", "gain", "refined", "new texts")
+        *("annotator", "annotator, all rows", "classifier", "classifier_gain", "gain", "refined"),
+        "new texts",
     }
-    assert len(records) == 8
+    assert len(records) == 9
     for estimate in records:
         assert set(estimate) == {"value", "low", "high", "n", "level"}
         assert estimate["low"] <= estimate["value"] <= estimate["high"]

@@ -527,3 +527,23 @@ def test_a_checked_label_must_be_one_of_the_classes(two_classes):
         LabelRefiner("pn", rounds=1).fit_refine(texts, pseudo, checked_labels=checked)
     with pytest.raises(WhetError, match="3 checked labels and"):
         LabelRefiner("pn", rounds=1).fit_refine(texts, pseudo, checked_labels=[None] * 3)
+
+
+def test_accuracies_and_gain_of_all_rows_add_up_where_no_label_is_missing(two_classes):
+    """The counted accuracy stands on other rows: subtracted from the predicted one it misleads."""
+    texts, truth, pseudo = two_classes
+    found = refine(texts, pseudo, sample_gold(truth, 100), guard="off").estimate_
+    assert found["annotator"].value != found["annotator, all rows"].value
+    apart = found["refined"].value - found["annotator, all rows"].value
+    # Each is shrunk to the model by its own variance, so that they add up nearly, not exactly.
+    assert apart == pytest.approx(found["gain"].value, abs=0.02)
+
+
+def test_warnings_of_a_fit_are_kept(two_classes):
+    texts, truth, pseudo = two_classes
+    refiner = LabelRefiner("tsp", rounds=1)
+    with pytest.warns(WhetWarning, match="only 5 gold rows"):
+        refiner.fit_refine(texts, pseudo, sample_gold(truth, 5))
+    assert [w for w in refiner.warnings_ if w.startswith("only 5 gold rows")]
+    refiner.fit_refine(texts, pseudo, sample_gold(truth, 60))
+    assert refiner.warnings_ == []

@@ -208,6 +208,10 @@ def _powered(
         powered["gain"] = estimates.prediction_powered(
             float(lead[others].mean()), gain - lead[judged], bias
         )
+        of_pseudo = of_label - lead  # so that gain and accuracies are told on the same footing
+        powered["annotator, all rows"] = estimates.prediction_powered(
+            float(of_pseudo[others].mean()), (pseudo == gold)[judged] - of_pseudo[judged]
+        )
     return powered
 
 

@@ -145,6 +145,8 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Probability of each refined label; 1 where it is a gold label.
     halted_ : str or None
         Why the rounds ended early.
+    warnings_ : list of str
+        What was warned of: few gold rows, a class that all but disappears.
     n_iter_ : int
         Rounds that were run.
 
@@ -242,6 +244,7 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         began = time.perf_counter()
         self._check_parameters()
+        self.warnings_ = []
         for fitted in ("tuned_", "coef_"):  # of a fit before, which may have had the other kind
             if hasattr(self, fitted):
                 delattr(self, fitted)
@@ -548,6 +551,10 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._warn_about_gold(ledger, gold)
         return ledger
 
+    def _warn(self, message: str) -> None:
+        self.warnings_.append(message)
+        warnings.warn(message, WhetWarning, stacklevel=4)
+
     def _warn_about_gold(self, ledger: GoldLedger, gold: Codes) -> None:
         if not len(ledger) and self.method not in ("tsp", "pn"):
             raise WhetError(
@@ -555,19 +562,19 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 "label about 50 random rows by hand and give them as gold labels"
             )
         if ledger.given > len(ledger):
-            _warn(
+            self._warn(
                 f"{ledger.given} gold labels are given and a random {len(ledger)} are used, the "
                 "others only keep their label: raise gold_budget to use more"
             )
         if not len(ledger):
-            _warn("there are no gold labels: nothing can be estimated, and the guard is blind")
+            self._warn("there are no gold labels: nothing can be estimated, and the guard is blind")
         elif len({*gold[gold != MISSING].tolist()}) == 1:
-            _warn(
+            self._warn(
                 f"all {len(ledger)} gold rows are {self.classes_.tolist()[gold.max()]!r}: they "
                 "cannot show a gain for another class; are they a random sample of all rows?"
             )
         elif len(ledger) < 10:
-            _warn(
+            self._warn(
                 f"only {len(ledger)} gold rows: the intervals are wide and the guard is nearly "
                 "blind; label about 50 random rows"
             )
@@ -718,7 +725,7 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         after = np.bincount(refined, minlength=k).tolist()
         for name, was, now in zip(self.classes_.tolist(), before, after, strict=True):
             if was >= 10 and 4 * now < was:
-                _warn(
+                self._warn(
                     f"{was} labels were {name!r} and {now} of the refined ones are: accuracy says "
                     "little about a rare class; look at these rows before you use the labels"
                 )
@@ -745,7 +752,3 @@ def _text_numbers(texts: list[str], seed: int) -> NDArray[np.int64]:
     keys = {text: blake2b(text.encode(), digest_size=8, salt=salt).digest() for text in texts}
     numbers = {text: number for number, text in enumerate(sorted(keys, key=keys.__getitem__))}
     return np.fromiter((numbers[text] for text in texts), dtype=np.int64, count=len(texts))
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, WhetWarning, stacklevel=4)

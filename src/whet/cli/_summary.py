@@ -33,7 +33,7 @@ def print_summary(manifest: dict[str, Any], folder: Path) -> None:
     screen.print("annotator's labels of a class that are right.")
     if manifest["settings"]["method"] == "tsp":
         screen.print(
-            "Gain and refined labels: predicted for all rows and corrected on the gold rows;"
+            "Gain, refined labels and 'predicted': for all rows, corrected on the gold rows;"
         )
         screen.print("the other accuracies are counted on the gold rows.")
     screen.print()
@@ -72,6 +72,7 @@ def _label_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     shown = [("rows", f"{rows['total']:,}")]
     for name, title, note in (
         ("annotator", "annotator's accuracy", answered),
+        ("annotator, all rows", "  predicted, all rows", answered),
         ("classifier", "classifier's accuracy", f"{answered}; not used"),
         ("refined", "refined labels' accuracy", ""),
         ("filled", "  of those filled", ""),

@@ -364,6 +364,7 @@ def _manifest(
         "prior": refiner.prior_,
         "rounds": refiner.history_,
         "halted": refiner.halted_,
+        "warnings": refiner.warnings_,
         "gold": refiner.gold_,
         "suspects": _suspects(refiner),
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
