@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from whet.cli._tasks import TaskFlags
+from whet.errors import WhetError
+from whet.ilr.judges import LlmSettings
 
 
 def _help(text: str) -> Parameter:
@@ -43,16 +46,32 @@ def evaluate(
     max_new_tokens: Annotated[int, _help("Longest completion. [default: 256]")] = 256,
     tokens_per_batch: Annotated[int, _help("Padding included. [default: 8192]")] = 8192,
     seed: Annotated[int, _help("Of sampling and intervals. [default: 0]")] = 0,
+    judge: Annotated[
+        str | None,
+        _help(
+            "Who compares the completions of the others with those of the first, as for whet "
+            "judge: llm with --model, reward:FOLDER, ..."
+        ),
+    ] = None,
+    llm: Annotated[LlmSettings, Parameter(name="*", group="Of --judge llm")] = LlmSettings(),  # noqa: B008
 ) -> None:
-    """Let models answer a task's test, and count what is right, with bootstrap intervals.
+    """Let models answer a task's test, and count what is right, with 95 % intervals.
 
-    whet evaluate models/base tuned --task gsm8k --data gsm8k --out evaluated
+    With --judge also counts how often the others beat the first, judged in both orders.
+
+        whet evaluate models/base tuned --task gsm8k --data gsm8k --out evaluated
     """
+    from whet.annotate.protocol import Stop
+    from whet.cli._asking import print_table
     from whet.cli._progress import ProgressReporter
     from whet.ilr.evaluate import evaluate as work
     from whet.ilr.rows import read_rows
     from whet.posttrain.settings import GenerateSettings
 
+    if judge != "llm" and llm != LlmSettings():
+        given = next(k for k, v in asdict(llm).items() if v != getattr(LlmSettings(), k))
+        flag = given.replace("_", "-")
+        raise WhetError(f"--{flag} belongs to --judge llm: add that, or remove --{flag}")
     chosen = TaskFlags(task=task, option=option, data=data).load()
     table = read_rows(chosen, test, ["prompt", "reference"], data)
     settings = GenerateSettings(
@@ -61,13 +80,21 @@ def evaluate(
         tokens_per_batch=tokens_per_batch,
         seed=seed,
     )
-    with ProgressReporter() as progress:
-        account = work(what, chosen, table, out, settings, progress=progress)
+    try:
+        with ProgressReporter() as progress:
+            account = work(
+                what, chosen, table, out, settings, judge=judge, llm=llm, progress=progress
+            )
+    except Stop as stop:
+        if stop.fatal:
+            raise WhetError(stop.reason) from None
+        print_table(f"Stopped early: {stop.reason}.", [], "run the same command again to go on")
+        raise SystemExit(3) from None
     show(account, out)
 
 
 def show(account: dict[str, Any], out: Path) -> None:
-    """Print the closing table.
+    """Print the closing tables.
 
     Parameters
     ----------
@@ -99,10 +126,41 @@ def show(account: dict[str, Any], out: Path) -> None:
         table.add_row(*(plain(cell) for cell in (one["what"], *cells, *counts)))
     screen.print(table)
     screen.print()
+    if any(one.get("win") for one in found):
+        _show_wins(account)
     screen.print(plain(f"Scores: {out / 'scores.parquet'}"))
     screen.print()
     quoted = shlex.quote(str(out / "scores.parquet"))
     screen.print(plain(f"Next: read the completions with score 0 in {quoted}"))
+
+
+def _show_wins(account: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from whet.cli import console, plain
+
+    screen = console()
+    first, *others = account["found"]
+    judge = account["judge"]
+    by = " ".join(judge[key] for key in ("name", "model") if key in judge)
+    screen.print(plain(f"Judged against {first['what']} by {by}."))
+    screen.print(
+        "The mean probability of beating it, 0.5 for a tie; of orders that agree the share,"
+    )
+    screen.print("with Jeffreys' interval.")
+    screen.print()
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for heading in ("", "beats the first", "won", "tied", "lost", "no verdict", "orders agree"):
+        table.add_column(heading, no_wrap=True)
+    for one in others:
+        win = one["win"]
+        agree = "-" if win["consistent"] is None else _interval(win["consistent"], "")
+        counts = (f"{win[name]:,}" for name in ("won", "tied", "lost", "unjudged"))
+        table.add_row(
+            *(plain(cell) for cell in (one["what"], _interval(win["rate"], ""), *counts, agree))
+        )
+    screen.print(table)
+    screen.print()
 
 
 def _interval(estimate: dict[str, Any], sign: str) -> str:

@@ -1,8 +1,8 @@
-"""How right completions are: a score each by the task, and means with intervals."""
+"""How right completions are: a score each by the task, means with intervals, and win rates."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,22 +10,26 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from whet import __version__
 from whet.align.compare import Measure, by_prompt, difference, estimate
 from whet.errors import WhetError
 from whet.estimates import Estimate
+from whet.hub import fingerprint
+from whet.ilr.feedback import Judge
+from whet.ilr.judges import LlmSettings, check_judge, make_judge
 from whet.ilr.samples import by_row
 from whet.ilr.stages import Stages, check_prompts
 from whet.ilr.tasks.protocol import SUFFIXES, Task
-from whet.posttrain.examples import digest
+from whet.ilr.wins import check_single, judge_wins, summarise_wins
+from whet.posttrain.examples import digest, is_messages
 from whet.posttrain.settings import GenerateSettings
 from whet.rounds import Progress
-from whet.store import RunFolder, full_disk_said, read_json, write_parquet
+from whet.store import RunFolder, full_disk_said, read_json, sha256_of, write_parquet
 from whet.tables import read_table
 
-Scores = NDArray[np.float64]
+#: The cache of a language model's answers as judge, beside the folder.
+ANSWERS = "whet-answers.sqlite"
 
 
 def score_completions(task: Task, table: pa.Table, completions: pa.Table) -> pa.Table:
@@ -104,9 +108,14 @@ def evaluate(
     out: Path,
     settings: GenerateSettings,
     *,
+    judge: str | None = None,
+    llm: LlmSettings | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score models and tables of completions on the same rows.
+
+    With a judge, each but the first is also judged against the first, see
+    :func:`whet.ilr.wins.judge_wins`.
 
     Parameters
     ----------
@@ -117,8 +126,13 @@ def evaluate(
     table : pyarrow.Table
         ``row``, ``prompt``, ``reference`` and what the task needs besides.
     out : Path
-        Folder; ``scores.parquet`` and then ``run.json`` are written in it.
+        Folder; ``scores.parquet`` and then ``run.json`` are written in it. What a language model
+        says as judge is kept beside it, in ``whet-answers.sqlite``.
     settings : GenerateSettings
+    judge : str, optional
+        See :func:`whet.ilr.judges.make_judge`.
+    llm : LlmSettings, optional
+        Of the judge ``llm``.
     progress : callable, optional
 
     Returns
@@ -129,17 +143,27 @@ def evaluate(
     Raises
     ------
     WhetError
-        If a model or table cannot be used, or the task can score none of its completions.
+        If a model, a table or the judge cannot be used, or the task can score none of the
+        completions.
+    Stop
+        If the budget of a language model was reached; the next run goes on.
     """
     stages = Stages(out / "stages", progress)
     bases = {one: stages.base(one) for one in what if Path(one).suffix not in SUFFIXES}
     files = {one: _of_rows(read_table(Path(one)), table, one) for one in what if one not in bases}
+    _check_alike(
+        dict.fromkeys(bases, table["prompt"].type)
+        | {one: given["completion"].type for one, given in files.items()}
+    )
+    if judge is not None:
+        _check_judging(judge, what, files)
     decided = {
         "what": {one: base.key for one, base in bases.items()}
         | {one: digest(given) for one, given in files.items()},
         "task": task.name,
         "data_sha256": digest(table),
         "generate": asdict(settings),
+        "judge": None if judge is None else _about_judge(judge, llm),
         "whet_version": __version__,
     }
     run = RunFolder(out, decided, resume=True)
@@ -147,6 +171,14 @@ def evaluate(
         if not run.complete:
             for model in bases:
                 check_prompts(model, [table])
+            asked = None
+            if judge is not None:  # what is wrong with it is said before anything is written
+                cache = out.resolve().with_name(ANSWERS)
+                cache.parent.mkdir(parents=True, exist_ok=True)
+                told = stages.told("judge")
+                asked = make_judge(
+                    judge, task, llm=llm, cache=cache, seed=settings.seed, progress=told
+                )
             run.open()
             scored = {}
             for one in what:
@@ -157,21 +189,66 @@ def evaluate(
                     said = files[one]
                 scored[one] = score_completions(task, table, said)
                 _check_scored(scored[one], one, task)
-            parts = [
-                found.select(["row", "completion", "score"]).add_column(
-                    0, "what", pa.array([one] * found.num_rows)
-                )
-                for one, found in scored.items()
-            ]
-            write_parquet(out / "scores.parquet", pa.concat_tables(parts))
-            found = [_found(one, scored, what[0], settings.seed) for one in scored]
+            wins = {} if asked is None else _wins(asked, table, scored)
+            parts = [_rows_of(one, found, wins.get(one)) for one, found in scored.items()]
+            write_parquet(
+                out / "scores.parquet", pa.concat_tables(parts, promote_options="default")
+            )
+            found = [_found(one, scored, wins, what[0], settings.seed) for one in scored]
             run.finish({**decided, "rows": table.num_rows, "found": found})
         return read_json(out / "run.json")
     finally:
         run.close()
 
 
-def _found(one: str, scored: dict[str, pa.Table], first: str, seed: int) -> dict[str, Any]:
+def _check_judging(judge: str, what: Sequence[str], files: Mapping[str, pa.Table]) -> None:
+    kind, _ = check_judge(judge)
+    others = len(set(what)) - 1
+    if not others:
+        raise WhetError(
+            f"the judge {judge!r} compares with the first, and {what[0]} is alone: name two or more"
+        )
+    if kind == "file" and others > 1:
+        raise WhetError(
+            f"the judge {judge!r} has one score a row, and {others} are compared with the first: "
+            "name two, or another judge"
+        )
+    for one, given in files.items():
+        check_single(given, one)
+
+
+def _about_judge(judge: str, llm: LlmSettings | None) -> dict[str, Any]:
+    """Return what decides a judge's verdicts."""
+    kind, argument = check_judge(judge)
+    about: dict[str, Any] = {"name": judge}
+    if kind == "llm":
+        about |= (llm or LlmSettings()).deciding()
+    elif argument and Path(argument).is_dir():
+        about["weights"] = fingerprint(Path(argument))
+    elif argument and Path(argument).is_file():
+        about["sha256"] = sha256_of(Path(argument))
+    return about
+
+
+def _wins(judge: Judge, table: pa.Table, scored: dict[str, pa.Table]) -> dict[str, pa.Table]:
+    """Return how each but the first does against the first."""
+    (_, first), *others = scored.items()
+    return {one: judge_wins(judge, table, first, found) for one, found in others}
+
+
+def _rows_of(one: str, scored: pa.Table, wins: pa.Table | None) -> pa.Table:
+    """Return the rows of one of those evaluated, as they are stored."""
+    table = scored.select(["row", "completion", "score"])
+    table = table.add_column(0, "what", pa.array([one] * table.num_rows))
+    if wins is not None:
+        for name in ("win", "consistent", "failure"):
+            table = table.append_column(name, wins[name])
+    return table
+
+
+def _found(
+    one: str, scored: dict[str, pa.Table], wins: dict[str, pa.Table], first: str, seed: int
+) -> dict[str, Any]:
     table = scored[one]
     gain = None
     if one != first:
@@ -183,9 +260,22 @@ def _found(one: str, scored: dict[str, pa.Table], first: str, seed: int) -> dict
         "what": one,
         "score": mean_score(table, seed).as_dict(),
         "gain": gain,
+        "win": summarise_wins(wins[one], seed) if one in wins else None,
         "unfinished": ended.count(False),
         "unscored": table["score"].null_count,
     }
+
+
+def _check_alike(types: Mapping[str, pa.DataType]) -> None:
+    """Raise ``WhetError`` unless all completions are text, or all messages."""
+    (first, kind), *others = types.items()
+    for one, other in others:
+        if is_messages(other) != is_messages(kind):
+            forms = ("text", "messages") if is_messages(other) else ("messages", "text")
+            raise WhetError(
+                f"the completions of {first} are {forms[0]} and those of {one} {forms[1]}: write "
+                "all in the same way"
+            )
 
 
 def _of_rows(given: pa.Table, table: pa.Table, name: str) -> pa.Table:
