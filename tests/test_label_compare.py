@@ -98,13 +98,22 @@ def test_scores_are_written_as_whet_judge_does_and_whet_replace_reads_them(propo
     failures = [why for why in written["failure"].to_pylist() if why]
     assert sorted(failures) == ["no proposal", *["nobody answered"] * 3]
     assert command[:2] == ["whet", "replace"]
-    ended = whet([*command[1:-1], str(tmp_path / "refined.jsonl"), "--mode", "chosen"])
+    ended = whet([*command[1:-1], str(tmp_path / "refined.jsonl")])  # as it is printed
     assert ended.code == 0, ended.err
     refined = read_table(tmp_path / "refined.jsonl").to_pylist()
     taken = {row for row, score in expected.items() if score is not None and score > 0.5}
     for i, row in enumerate(refined):
         assert row["completion"] == ROWS["proposal" if i in taken else "completion"][i]
         assert row["replaced"] == (i in taken)
+
+
+def test_sides_stay_hidden_until_all_is_answered(proposals):
+    with opened(proposals) as session:
+        for item in session.items[1:]:
+            session.answer("me", item.row, prefer_new(session.item(item.row)), 1.0)
+        assert session.panel("me")["better"] is None
+        answer_all(session)
+        assert session.panel("me")["better"]["value"] == 1
 
 
 def test_a_settled_row_has_the_score_it_was_settled_to(proposals):

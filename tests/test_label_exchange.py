@@ -97,6 +97,20 @@ def test_argilla_there_and_back(tmp_path):
         assert session.progress("me")["annotators"] == {"argilla ann": 2, "argilla bob": 1}
 
 
+def test_drafts_and_discarded_responses_are_no_answers(tmp_path):
+    with opened(tmp_path) as session:
+        records = json.loads(export_items(session, "argilla")["records"].read_text())
+        states = ["submitted", "draft", "discarded", None]
+        export = [answered(record, ("ann", "<ham>")) for record in records[:5]]
+        for entry, status in zip(export, states, strict=False):  # the fifth has none
+            entry["responses"]["label"][0]["status"] = status
+        (tmp_path / "e.json").write_text(json.dumps(export))
+        assert import_answers(session, tmp_path / "e.json") == 3
+        assert [row.row for row in session.answered()] == [
+            int(records[place]["id"]) for place in (0, 3, 4)
+        ]
+
+
 def test_labels_of_the_annotator_leave_only_if_they_may_be_seen(tmp_path):
     with opened(tmp_path, show_pseudo=True) as session:
         tasks = json.loads(export_items(session, "label-studio")["tasks"].read_text())

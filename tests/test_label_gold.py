@@ -1,5 +1,6 @@
 """What labels become: the table with its columns and weights, estimates, the next command."""
 
+import io
 import shlex
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from conftest import flip, make_texts
 from helpers import whet
 from whet.classify.priors import count_pairs, ratios_from_counts, set_shares
-from whet.errors import WhetError
+from whet.errors import WhetError, WhetWarning
 from whet.estimates import share
 from whet.review.answers import Event
 from whet.review.labelling import open_labels
@@ -130,17 +131,61 @@ def test_the_panel_holds_the_truth_in_most_samples(tmp_path):
 
 
 def test_no_single_answer_moves_the_panel_while_labels_are_hidden(tmp_path):
-    def counts(session):
+    def counts(session, who="me"):
         seen = []
-        while (item := session.next("me")) is not None:
-            session.answer("me", item.row, "ham", 1.0)
-            seen.append(session.panel()["rows"])
+        while (item := session.next(who)) is not None:
+            session.answer(who, item.row, "ham", 1.0)
+            seen.append(session.panel(who)["rows"])
         return seen
 
     with opened(tmp_path, n=12) as session:
         assert counts(session) == [0, 0, 0, 0, 5, 5, 5, 5, 5, 10, 10, 12]
+        assert counts(session, "bob") == [0, 0, 0, 0, 5, 5, 5, 5, 5, 10, 10, 12]
     with opened(tmp_path, n=3, show_pseudo=True, out=tmp_path / "b.csv") as session:
         assert counts(session) == [1, 2, 3]
+
+
+def test_a_skipped_row_that_comes_later_moves_no_number_alone(tmp_path):
+    with opened(tmp_path, n=12) as session:
+        session.skip("me", session.items[0].row)
+        for item in session.items[1:]:
+            session.answer("me", item.row, "ham", 1.0)
+        before = session.panel("me")
+        session.undo("me")
+        session.answer("me", session.items[0].row, "spam", 1.0)  # 11 again, the first one new
+        assert before["rows"] == 10
+        assert session.panel("me") == before
+        assert session.panel()["rows"] == 11  # at an early end all that is known counts
+
+
+def test_what_others_answered_enters_when_ones_own_rows_are_done(tmp_path):
+    with opened(tmp_path, n=10) as session:
+        rows = [item.row for item in session.items]
+        for row in rows:
+            session.answer("ann", row, "ham", 1.0)
+        assert session.done("ann")
+        assert not session.done("bob")
+        for place, row in enumerate(rows):
+            alone = session.panel("bob")
+            assert (alone["rows"], alone["unsettled"]) == (min(place, 5 if place > 4 else 0), 0)
+            if place > 4:  # bob said spam to each
+                assert [c["share"]["value"] for c in alone["classes"]] == [0, 1]
+            session.answer("bob", row, "spam" if place < 8 else None, 1.0)
+        assert session.done("bob")  # unsure counts
+        found = session.panel("bob")
+        assert found == session.panel() == session.panel("ann")
+        assert (found["rows"], found["unsettled"], found["unsure"]) == (2, 8, 0)
+        session.undo("bob")
+        assert (session.done("bob"), session.panel("bob")["unsettled"]) == (False, 0)
+
+
+def test_classes_that_differ_in_case_or_spaces_are_warned_about(tmp_path):
+    table = {"text": ["a", "b", "c", "d"], "llm": ["Spam", "spam", "ham", "ham"]}
+    with (
+        pytest.warns(WhetWarning, match="'Spam' and 'spam' differ only in case"),
+        opened(tmp_path, table),
+    ):
+        pass
 
 
 def test_without_an_annotator_there_are_class_shares(tmp_path):
@@ -170,6 +215,11 @@ BAD = [
     ({"n": 0}, "n = 0"),
     ({"strategy": "disagre"}, "did you mean 'disagree'"),
     ({"strategy": "disagree"}, "no column 'suspicion'"),
+    ({"strategy": "unsure"}, "no column 'refined_prob'"),
+    (
+        {"table": CORPUS | {"suspicion": [0] * 200, "refined_label": ["ham"] * 200}},
+        "choose --strategy disagree .* or --strategy unsure",
+    ),
     ({"table": CORPUS | {"suspicion": ["x"] * 200}, "strategy": "disagree"}, "holds no numbers"),
     ({"table": {"text": [], "llm": []}}, "has no rows"),
     ({"table": CORPUS | {"gold": [None] * 200}}, "already has the column 'gold'"),
@@ -267,6 +317,53 @@ def test_doubtful_rows_beside_gold_labels_of_ones_own(tmp_path):
     done = refined.set_column(2, "gold", pa.array(NAMES[TRUTH].tolist()))
     with pytest.raises(WhetError, match="every doubtful one has a label"):
         opened(tmp_path, done, strategy="disagree", out=tmp_path / "other.csv")
+
+
+def test_the_least_sure_refined_labels_without_a_label(tmp_path):
+    sure = [0.4 + (i * 7 % 60) / 100 for i in range(200)]
+    refined = pa.table(
+        CORPUS
+        | {
+            "gold": ["ham" if i % 3 == 0 else None for i in range(200)],
+            "checked": ["ham" if i % 3 == 1 and i < 90 else None for i in range(200)],
+            "pseudo_label": CORPUS["llm"],
+            "refined_label": NAMES[TRUTH].tolist(),
+            "refined_prob": [None if i == 2 else x for i, x in enumerate(sure)],
+            "suspicion": [0.0] * 200,
+        }
+    )
+    free = [i for i in range(200) if i % 3 and not (i % 3 == 1 and i < 90) and i != 2]
+    with opened(tmp_path, refined, strategy="unsure", n=7) as session:
+        assert not any(item.random for item in session.items)
+        picked = [item.row for item in session.items]
+        assert set(picked) <= set(free)
+        assert [sure[row] for row in picked] == sorted(sure[row] for row in free)[:7]
+
+
+@pytest.mark.parametrize("strategy", ["disagree", "unsure"])
+def test_a_run_folder_names_its_columns_one_by_one(tmp_path, monkeypatch, strategy):
+    monkeypatch.chdir(tmp_path)
+    with opened(tmp_path) as session:
+        answer_all(session)
+        session.write()
+    fast = ["--method", "pn", "--rounds", "1", "--out", "run"]
+    common = ["gold.parquet", "--text", "text", "--pseudo", "llm", "--gold", "gold"]
+    assert whet(["refine", *common, *fast]).code == 0
+    with open_labels("run", text="text", out=tmp_path / "x.csv", strategy=strategy, n=3) as session:
+        assert session.classes == ["ham", "spam"]
+        assert shlex.split(session.next_step())[5:7] == ["--pseudo", "llm"]
+    ended = whet(["label", "run", "--tui"])
+    assert ended.code == 2
+    assert "run/refined.parquet is refined: choose --strategy disagree" in ended.err
+    with pytest.raises(WhetError, match="no column 'lmm'"):
+        open_labels("run", pseudo="lmm", out=tmp_path / "y.csv", strategy=strategy)
+    # Asked again for as many, the command names the number that asks for more.
+    command = ["label", "run", "--strategy", strategy, "--n", "3", "--out", "gold.parquet", "--tui"]
+    for lines, said in (("1\n1\n1\n", False), ("q\n", True)):
+        monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+        ended = whet(command)
+        assert ended.code == 0, ended.err
+        assert ("--n 23 asks about 20 more" in ended.out) == said
 
 
 def test_fifty_rows_of_real_messages(tmp_path, dataset):

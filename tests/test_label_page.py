@@ -363,6 +363,65 @@ def test_many_classes_have_keys_and_a_box_that_narrows_them(tmp_path, visit):
     assert [found[text] for text in asked] == ["kind ak", "kind bm"]
 
 
+def test_a_box_that_finds_no_class_says_so(tmp_path, visit):
+    session = label_session(tmp_path, 3, pseudo=None, classes=[f"kind {i}" for i in range(20)])
+    with served(session) as address:
+        page = visit(address, "ann")
+        page.keyboard.press("/")
+        page.keyboard.type("kind x")
+        assert page.text_content("#unmatched") == "No label has this in its name."
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.id") == "filter"
+        page.keyboard.press("Backspace")
+        assert page.text_content("#unmatched") == ""
+        page.keyboard.type("19")
+        press(page, "Enter")
+    assert session.progress("ann")["answered"] == 1
+
+
+def test_a_key_while_an_answer_is_stored_is_no_answer_to_the_next_row(tmp_path, visit):
+    session = label_session(tmp_path, 3)
+    with served(session) as address:
+        page = visit(address, "ann")
+        held = []
+        page.route("**/api/answer", lambda route: held.append(route))
+        page.keyboard.press("1")
+        page.wait_for_selector("body.busy")
+        page.keyboard.press("2")
+        until_says(page, "#dropped", "was not taken")
+        assert page.get_attribute("#dropped", "role") == "status"
+        held[0].continue_()
+        page.unroute("**/api/answer")
+        until_says(page, "#row-title", "Row 2")
+        assert page.is_visible("#dropped")  # until the next key
+        assert page.text_content("#count") == "1 of 3"
+        press(page, "2")
+        assert page.text_content("#dropped") == ""
+        assert page.text_content("#count") == "2 of 3"
+
+
+def test_without_single_keys_the_focus_stays_at_the_answers(tmp_path, visit):
+    session = label_session(tmp_path, 5)
+    focus = "document.activeElement === document.querySelector('#answers button')"
+    with served(session) as address:
+        page = visit(address, "ann")
+        page.keyboard.press("h")
+        page.uncheck("#keys-on")
+        page.keyboard.press("Escape")
+        page.focus("#answers button >> nth=1")
+        for k in range(2, 4):
+            page.keyboard.down("Enter")
+            until_says(page, "#row-title", f"Row {k}")
+            page.keyboard.down("Enter")  # the browser marks this as repeated
+            page.keyboard.up("Enter")
+            assert page.evaluate(focus)
+        for name in ("Skip", "Undo"):
+            page.get_by_role("button", name=name).focus()
+            press(page, "Enter")
+            assert page.evaluate(focus)
+    assert session.progress("ann")["answered"] == 2
+
+
 def test_words_are_marked_and_stay_text(tmp_path, visit):
     rows = ["A cat (the cat's) saw $5.00 <mark>", "no animal here", "CAT"]
     session = label_session(tmp_path, rows=rows, pseudo=None, classes=["a", "b"])
@@ -388,8 +447,9 @@ def test_two_annotators_kappa_and_disagreements_settled(tmp_path, visit):
         flip = {"1": "2", "2": "1"}
         for _ in range(10):
             press(page, flip[right_key(page)] if shown(page) in wrong else right_key(page))
-            assert "kappa" not in page.text_content("#panel")  # bob is not told what ann says
-            assert "(" not in page.text_content("#settle-open")
+            # bob is not told what ann says
+            assert not re.search("kappa|disagree|settled", page.text_content("#panel"))
+            assert page.is_hidden("#settle-open")
         label_all(page, lambda p: flip[right_key(p)] if shown(p) in wrong else right_key(p))
         page.wait_for_selector("#settle-open:not([hidden])")
         until_says(page, "#settle-open", "Settle (3)")
@@ -406,11 +466,57 @@ def test_two_annotators_kappa_and_disagreements_settled(tmp_path, visit):
             assert "bob says " in said
             seen.append(shown(page))
             page.keyboard.press("1")
-        page.wait_for_selector("#end:not([hidden])")
+        until_says(page, "#row-title", "All settled")
         until_says(page, "#panel", "3 settled")
     assert set(seen) == wrong
     session.write()
     assert gold(tmp_path / "gold.parquet") == truth(texts(12)) | dict.fromkeys(wrong, "ham")
+
+
+def test_a_settlement_can_be_changed_and_taken_back(tmp_path, visit):
+    session = label_session(tmp_path, 3)
+    for item in session.items:
+        session.answer("ann", item.row, "ham", 1.0)
+        session.answer("bob", item.row, "spam", 1.0)
+    rows = [item.row for item in session.items]
+
+    def settled():
+        return [row["settled"] for row in sorted(session.disagreements(), key=lambda r: r["row"])]
+
+    with served(session) as address:
+        page = visit(address, "bob")
+        page.click("#settle-open")
+        for left, key in ((3, "1"), (2, "2"), (1, "1")):
+            until_says(page, "#row-title", f"{left} left")
+            page.keyboard.press(key)
+        until_says(page, "#row-title", "All settled")
+        chosen = page.locator(".open button").all_text_contents()
+        assert chosen == ["1 settled: ham", "2 settled: spam", "3 settled: ham"]
+        before = settled()
+        page.keyboard.press("2")  # no row is open: this is none's answer
+        page.keyboard.press("u")
+        until_says(page, "#row-title", "1 left")
+        assert settled().count(None) == 1
+        page.keyboard.press("1")
+        until_says(page, "#row-title", "All settled")
+        page.click(".open button >> nth=1")
+        until_says(page, "#answers .chosen", "spam")
+        page.keyboard.press("1")
+        until_says(page, ".open li:nth-child(2)", "settled: ham")
+        assert settled() == ["ham"] * 3
+        page.keyboard.press("u")  # what it was settled to before
+        until_says(page, ".open li:nth-child(2)", "settled: spam")
+        assert settled() == before
+        for left in (1, 2, 3):
+            page.keyboard.press("u")
+            until_says(page, "#row-title", f"{left} left")
+        page.keyboard.press("u")
+        until_says(page, "#trouble", "open a row in the list to change it")
+        assert settled() == [None] * 3
+        page.keyboard.press("Escape")
+        page.wait_for_selector("#end:not([hidden])")
+    assert {event["answers"]["bob"] for event in session.disagreements()} == {"spam"}
+    assert session.progress("bob")["answered"] == len(rows)
 
 
 def test_the_panel_says_what_the_session_says(tmp_path, visit):
@@ -426,6 +532,26 @@ def test_the_panel_says_what_the_session_says(tmp_path, visit):
             assert f"{100 * found['value']:.0f} %\t{low} to {high}\t{found['n']}" in text
         for more in panel["more"]:
             assert f"{more['n']} rows\t{100 * more['width']:.0f} points" in text
+
+
+def test_shares_and_estimates_do_not_stand_in_one_table(tmp_path, visit):
+    session = label_session(tmp_path, 20)
+    for item in session.items[:5]:
+        said = None if item.row == session.items[0].row else session.item(item.row).pseudo
+        session.answer("ann", item.row, said, 1.0)
+    with served(session) as address:
+        page = visit(address, "ann")
+        press(page, {"ham": "1", "spam": "2"}[session.next("ann").pseudo])
+        until_says(page, "#panel", "5 answered")
+        tables = page.locator("#panel table").all_inner_texts()
+        panel = session.panel("ann")
+        assert panel["accuracy"]["value"] == 1 > panel["labels"][0]["right"]["value"]
+        assert tables[0].startswith("Over all rows, as counted")
+        assert "overall\t100 %" in tables[0]
+        assert "start from chance" in tables[1]
+        assert "estimate\t" in tables[1]
+        assert "says ham" in tables[1]
+        assert "(1 unsure, 0 unsettled)" in page.text_content("#panel")
 
 
 # --- comparing ------------------------------------------------------------------------------------
@@ -517,6 +643,52 @@ def test_hostile_text_is_inert(tmp_path, visit):
         assert page.evaluate("window.pwned") is None
         assert page.title().endswith(session.title)
     assert set(gold(tmp_path / "gold.parquet").values()) == {names[0]}
+
+
+ODD_NAMES = ["x" * 300, "word " * 60 + "end", "a\u202egnp\x1b\n\u2066b"]
+
+#: Elements that can be scrolled sideways, or that stick out of the window.
+WIDE = """[...document.querySelectorAll("body, body *")].filter((one) =>
+  (getComputedStyle(one).overflowX === "auto" && one.scrollWidth > one.clientWidth) ||
+  (one.getBoundingClientRect().right > innerWidth + 1 && one.checkVisibility())
+).map((one) => one.outerHTML.slice(0, 200))"""
+
+
+@pytest.mark.parametrize("width", [400, 1200])
+def test_names_of_classes_are_cut_and_cannot_hide(tmp_path, visit, width):
+    names = ODD_NAMES
+    table = {"text": texts(3), "llm": names}
+    options = {"text": "text", "pseudo": "llm", "n": 3, "show_pseudo": True}
+    session = open_labels(table, out=tmp_path / "gold.parquet", **options)
+    keys = dict(zip(session.classes, "123", strict=True))
+    for item in session.items:
+        session.answer("bob", item.row, names[0], 1.0)
+    with served(session) as address:
+        page = visit(address, "ann", width=width)
+        for _ in range(3):
+            row = session.next("ann")
+            before = page.text_content("#before")
+            if row.pseudo == names[2]:
+                assert before == r"The annotator says a\u202egnp\x1b\n\u2066b"
+            else:
+                assert before == f"The annotator says {row.pseudo}"
+                assert page.get_attribute("#before bdi", "title") == row.pseudo
+                assert page.locator("#before bdi").bounding_box()["height"] < 100
+            assert page.locator("#answers bdi").last.bounding_box()["height"] < 100
+            page.keyboard.press("h")
+            assert page.evaluate(WIDE) == []
+            page.keyboard.press("Escape")
+            press(page, keys[row.pseudo])
+            until_says(page, "#panel", "says ")
+            assert page.evaluate(WIDE) == []
+        page.click("#settle-open")
+        until_says(page, "#row-title", "2 left")
+        assert page.evaluate(WIDE) == []
+        page.keyboard.press(keys[names[2]])
+        until_says(page, "#row-title", "1 left")
+        assert r"settled: a\u202egnp\x1b\n\u2066b" in page.text_content(".open")
+        assert not re.search("[\u202e\u2066\x1b]", page.inner_text("body"))
+        assert page.evaluate(WIDE) == []
 
 
 def test_a_text_of_a_million_characters_is_usable(tmp_path, visit):
@@ -746,7 +918,10 @@ def said(row, value="ham", seconds=1, note=""):
         ("answer", said(0, "ham", 1, "n" * 2001), 400, "2,000"),
         ("answer", said(0, "ham", 1, "n" * 70_000), 413, "65,536"),
         ("skip", {"who": "a"}, 400, "row"),
-        ("settle", {"who": "a", "row": 0, "value": "ham"}, 400, "settle"),
+        ("panel", {}, 400, "'who' must be"),
+        ("disagreements", {"who": "a"}, 403, "'a' has rows left"),
+        ("settle", {"who": "a", "row": 0, "value": "ham"}, 403, "'a' has rows left"),
+        ("unsettle", {"who": "a", "row": 0}, 403, "'a' has rows left"),
     ],
 )  # fmt: skip
 def test_what_a_request_may_not_say(home, act, body, status, reason):
@@ -755,6 +930,30 @@ def test_what_a_request_may_not_say(home, act, body, status, reason):
     answer = httpx.post(f"{home}api/{act}", content=content, headers=headers)
     assert answer.status_code == status
     assert reason in answer.json()["error"]
+
+
+def test_who_has_rows_left_learns_how_many_others_answered_and_no_more(tmp_path):
+    session = label_session(tmp_path, 6)
+    with served(session) as address:
+
+        def post(act, **body):
+            return httpx.post(f"{address}api/{act}", json={"who": "ann", **body})
+
+        alone = post("panel").json()
+        for item in session.items:
+            session.answer("bob", item.row, "ham", 1.0)
+            assert post("panel").json() == alone
+        assert alone["agreement"] is None
+        assert post("next").json()["progress"]["annotators"] == {"bob": 6}
+        for item in session.items:
+            session.answer("ann", item.row, "spam", 1.0)
+        assert post("panel").json()["agreement"]["disagreements"] == 6
+        row = post("disagreements").json()["rows"][0]["row"]
+        for act, value in (("settle", "ham"), ("settle", "spam"), ("unsettle", None)):
+            rows = post(act, row=row, value=value).json()["rows"]
+            assert rows[0]["settled"] == value
+        post("undo")
+        assert post("panel").json()["agreement"] is None
 
 
 def test_only_json_by_post_changes_anything(home):
@@ -822,6 +1021,19 @@ def test_a_damaged_address_is_made_anew(tmp_path, content):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     with served(session) as again:
         assert again == address
+
+
+def test_a_second_server_leaves_the_address_to_the_first(tmp_path):
+    session = label_session(tmp_path, 3)
+    path = session.path.with_suffix(".address")
+    with served(session) as first:
+        kept = path.read_bytes()
+        with served(label_session(tmp_path, 3)) as second:
+            assert urlsplit(second).path != urlsplit(first).path
+            assert httpx.get(second).status_code == httpx.get(first).status_code == 200
+            assert path.read_bytes() == kept
+    with served(session) as again:
+        assert again == first
 
 
 def test_a_write_that_fails_is_said_and_the_answers_stay(tmp_path, visit):

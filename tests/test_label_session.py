@@ -212,6 +212,15 @@ def test_disagreements_are_found_and_settled(tmp_path):
         assert labels[rows[4]] is None  # not settled
         assert labels[rows[9]] == "ham"  # bob is unsure, ann is not
         assert session.agreement()["settled"] == 1
+        session.settle(rows[3], "spam", "bob")  # corrected
+        assert {row.row: row.label for row in session.answered()}[rows[3]] == "spam"
+        for _ in range(2):
+            session.unsettle(rows[3])
+            assert {row.row: row.label for row in session.answered()}[rows[3]] is None
+        assert session.agreement()["settled"] == 0
+        assert session.answered()[3].answers == {"ann": "spam", "bob": "ham"}
+        with pytest.raises(WhetError, match="not among the 10 rows"):
+            session.unsettle(39999)
 
 
 def test_kappa_is_that_of_scikit_learn_and_its_interval_holds_it():
@@ -233,6 +242,33 @@ def test_kappa_is_that_of_scikit_learn_and_its_interval_holds_it():
     assert values == [1, -1, -1]
 
 
+def test_full_agreement_leaves_doubt():
+    rows = [{"x": label, "y": label} for label in ["a"] * 25 + ["b"] * 25]
+    (pair,) = kappas(rows, ["a", "b"])
+    assert (pair["kappa"]["value"], pair["kappa"]["high"]) == (1, 1)
+    assert 0.8 < pair["kappa"]["low"] < 0.97
+    (few,) = kappas(rows[20:30], ["a", "b"])
+    assert few["kappa"]["low"] < pair["kappa"]["low"] - 0.1
+    unused = kappas(rows, ["a", "b", *map(str, range(75))])  # classes that nobody gave
+    assert unused == [pair]
+
+
+def test_the_interval_of_kappa_holds_it_where_people_mostly_agree():
+    # One row in seven is of the rare class, and each person errs in about 1 % of the rows.
+    rng, share, error, held = np.random.default_rng(0), 0.14, 0.0097, 0
+    given = share * (1 - error) + (1 - share) * error
+    chance = given**2 + (1 - given) ** 2
+    true = ((1 - error) ** 2 + error**2 - chance) / (1 - chance)
+    for _ in range(100):
+        truth = rng.random(50) < share
+        first, second = (truth ^ (rng.random(50) < error) for _ in range(2))
+        rows = [{"x": str(a), "y": str(b)} for a, b in zip(first, second, strict=True)]
+        kappa = kappas(rows, ["False", "True"])[0]["kappa"]
+        held += kappa is not None and kappa["low"] <= true <= kappa["high"]
+    assert 0.9 < true < 0.94
+    assert held >= 90
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -249,6 +285,23 @@ def test_a_session_goes_on_only_with_what_it_began_with(tmp_path, settings, said
         opened(tmp_path, **settings)
     with opened(tmp_path) as session:
         assert session.progress("me")["answered"] == 3
+
+
+def test_a_session_without_an_answer_is_begun_anew(tmp_path):
+    with opened(tmp_path) as first:
+        row = first.items[0].row
+        first.skip("me", row)
+        first.answer("me", row, "ham", 1.0)
+        first.undo("me")
+        with opened(tmp_path, seed=1, classes=["spam", "ham"]) as session:
+            assert session.classes == ["spam", "ham"]
+            assert [item.row for item in session.items] != [row]
+            assert session.progress("me")["skipped"] == 0
+            with pytest.raises(WhetError, match="started with classes"):  # the page of before
+                first.answer("me", row, "ham", 1.0)
+            rows_of(session, n=1)
+    with pytest.raises(WhetError, match="started with classes"):
+        opened(tmp_path)
 
 
 def test_the_file_is_private_and_holds_no_text(tmp_path):

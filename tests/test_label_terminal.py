@@ -1,18 +1,22 @@
 """``whet label --tui``: what is typed, what is shown, and how it ends."""
 
+import errno
 import io
 import os
 import pty
+import re
 import signal
 import subprocess
 import time
 
+import pyarrow as pa
 import pytest
 
 from helpers import WHET, whet
 from whet.review.labelling import open_labels
+from whet.review.server import listen
 from whet.review.terminal import inert, label_in_terminal
-from whet.tables import read_table
+from whet.tables import read_table, write_table
 
 TABLE = {
     "text": [f"text {i}" for i in range(12)],
@@ -69,8 +73,108 @@ def test_a_second_annotator_settles(tmp_path):
     with opened(tmp_path) as session:
         typed(session, "1", "1", "1", "1")
         said = typed(session, "1", "2", "2", "1", "", "5", "2", "s", who="bob")
-        assert "Settle: bob: spam, me: ham (s leaves it open)" in said
+        settle = "Settle: bob: spam, me: ham (s leaves it open, u opens the last settled one again)"
+        assert settle in said
         assert [row.label for row in session.answered()] == ["ham", "spam", None, "ham"]
+
+
+def test_settlements_are_corrected_and_answers_stay(tmp_path):
+    def labels():
+        return [row.label for row in session.answered()]
+
+    with opened(tmp_path) as session:
+        typed(session, "1", "1", "1", "1")
+        said = typed(session, "2", "2", "2", "1", "", "u", "1", "2", "u", "1", "2", who="bob")
+        assert "There is nothing to undo." in said
+        assert labels() == ["ham", "ham", "spam", "ham"]
+        # Started again, settled ones are offered too, the last one first.
+        said = typed(session, "", "u", "u", "2", "s", who="bob")
+        assert "3 settled: u opens the last of them again, Enter ends." in said
+        assert labels() == ["ham", "spam", None, "ham"]
+        assert session.progress("bob")["answered"] == 4
+        assert session.done("bob")
+
+
+def test_nobody_settles_before_the_own_rows_are_done(tmp_path):
+    with opened(tmp_path) as session:
+        typed(session, "1", "1", "1", "1")
+        said = typed(session, "2", "2", who="bob")
+        assert not any("Settle" in line or "me: ham" in line for line in said)
+
+
+def test_who_stops_early_sees_nothing_of_the_others(corpus, monkeypatch):
+    command(corpus, monkeypatch, "1\n1\n1\n1\n")
+    ended = command([*corpus, "--who", "bob"], monkeypatch, "2\n2\n")
+    assert "bob has rows left" in ended.out
+    for word in ("kappa", "unsettled", "disagreements", "by me", "accuracy  "):
+        assert word not in ended.out
+    ended = command([*corpus, "--who", "bob"], monkeypatch, "2\n2\n")
+    assert "kappa bob, me" in ended.out
+
+
+def test_classes_cannot_reverse_or_break_a_line(tmp_path, monkeypatch):
+    table = TABLE | {"llm": ["a\u202eb\nc", "x" * 200] * 6}
+    with opened(tmp_path, table) as session:
+        said = "\n".join(typed(session, "1", "2", "2"))
+    assert "1 for a\\u202eb\\nc, 2 for xxx" in said
+    table = {"text": TABLE["text"], "llm": ["a\u202eb\nc", "x" * 200] * 6}
+    write_table(pa.table(table), tmp_path / "c.parquet")
+    monkeypatch.chdir(tmp_path)
+    common = ["label", "c.parquet", "--text", "text", "--pseudo", "llm", "--n", "4", "--tui"]
+    ended = command(common, monkeypatch, "1\n")
+    assert ended.code == 0, ended.err
+    assert "\u202e" not in ended.out
+    assert "labelled a\\u202eb\\nc  " in ended.out
+    assert "labelled " + "x" * 39 + "\u2026  " in ended.out
+    assert "x" * 200 in read_table(tmp_path / "gold.parquet")["gold"].to_pylist()
+
+
+def test_of_many_classes_the_most_frequent_are_shown(tmp_path, monkeypatch):
+    labels = [f"c{k:02}" for k in range(30) for _ in range(k + 1)]
+    table = {"text": [str(i) for i in range(len(labels))], "llm": labels}
+    write_table(pa.table(table), tmp_path / "c.parquet")
+    monkeypatch.chdir(tmp_path)
+    common = ["label", "c.parquet", "--text", "text", "--pseudo", "llm", "--tui"]
+    ended = command(common, monkeypatch, "30\n" * 3)
+    shown = [line.split()[1] for line in ended.out.splitlines() if line.startswith("  labelled")]
+    assert shown == [f"c{k}" for k in range(29, 17, -1)]
+    assert re.search(r"share of c29 +1\.000", ended.out)  # of three answers
+    assert "18 labels that are rarer" in ended.out
+
+
+def test_what_the_accuracy_leaves_out_is_said_and_settling_comes_first(corpus, monkeypatch):
+    command(corpus, monkeypatch, "1\n1\n2\n?\n")
+    ended = command([*corpus, "--who", "bob"], monkeypatch, "1\n2\n1\n?\n")
+    said = " +left out of it, which is likely too high if these are the hard ones"
+    assert re.search("  1 unsure, 2 unsettled" + said, ended.out)
+    assert "Next: settle the 2 unsettled rows with the same command" in ended.out
+    assert "whet refine" not in ended.out
+    ended = command([*corpus, "--who", "bob"], monkeypatch, "\n1\n1\n")
+    assert "whet refine" in ended.out
+    assert re.search("  1 unsure" + said, ended.out)
+
+
+def test_a_port_in_use_leaves_no_session_behind(corpus, tmp_path, monkeypatch):
+    with listen(None) as taken:
+        port = str(taken.getsockname()[1])
+        ended = command([*corpus[:-1], "--port", port], monkeypatch)
+    assert ended.code == 2
+    assert f"--port {port} is in use" in ended.err
+    assert [file.name for file in tmp_path.iterdir()] == ["c.csv"]
+
+
+def test_a_full_disk_is_one_sentence_without_flags_of_other_commands(corpus, tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("whet.store.os.fsync", full)
+    ended = command(corpus, monkeypatch, "1\n")
+    assert ended.code == 2
+    assert "cannot write gold.parquet (No space left on device): free space" in ended.err
+    assert "--resume" not in ended.err
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert "1 of 4 rows are answered" in command(corpus, monkeypatch, "q\n").out
 
 
 def test_classes_that_are_numbers_are_typed_as_they_are(tmp_path):

@@ -87,7 +87,7 @@ def test_runs_of_one_input_are_compared_on_the_rows_of_both(here):
     value, low, high = (f"{100 * x:+.1f}" for x in (expected.value, expected.low, expected.high))
     for said in (page, ended.out):
         assert f"{value} points [{low}, {high}] n = 60" in said
-    assert "All runs have the same input" in page
+    assert "All runs have the same rows" in page
     assert "settings that differ  method, rounds, seed" in ended.out
 
 
@@ -101,10 +101,75 @@ def test_only_rows_that_both_runs_judged_are_compared(here):
 def test_runs_of_other_inputs_are_not_held_against_each_other(here):
     ended = whet(["report", "tsp", "other", "--out", "both.html"])
     assert ended.code == 0
-    assert "another input" in ended.out
+    assert "other rows" in ended.out
     page = Path("both.html").read_text()
-    assert "Not all runs have the same input." in page
+    assert "Not all runs have the same rows." in page
     assert compare([Path("tsp"), Path("other")])["runs"][1]["against_first"] is None
+
+
+def test_a_run_with_more_labels_of_people_is_held_against_the_one_before(here):
+    """Another file of the same texts: 80 gold rows instead of 60, of which three changed."""
+    table, names = columns(150, gold=80), ("money", "sport")
+    for row in (1, 2, 3):
+        table["gold"][row] = names[table["gold"][row] == names[0]]
+    table["checked"] = [None if i < 140 else label for i, label in enumerate(table["llm"])]
+    refine(here, "more", "--rounds", "1", "--checked", "checked", table=table)
+    run = compare([Path("tsp"), Path("more")])["runs"][1]
+    assert run["same_rows"]
+    one, two = (read_refined(Path(name)) for name in ("tsp", "more"))
+    assert one.judged.tolist() == list(range(60))
+    assert two.judged.tolist() == list(range(80))
+    kept = np.array([i for i in range(60) if i not in (1, 2, 3)])
+    expected = difference(
+        two.honest[kept] == two.gold[kept], one.honest[kept] == one.gold[kept]
+    ).as_dict()
+    assert run["against_first"] == expected
+    assert run["labels_differ"] == [
+        "60 gold rows were used by both, 20 by this run only, 0 by the first only",
+        "3 of the gold rows of both have another label here and are left out",
+        "the checked labels differ on 10 rows",
+    ]
+    ended = whet(["report", "tsp", "more"])
+    assert ended.code == 0, ended
+    page = Path("compare.html").read_text()
+    for said in run["labels_differ"]:
+        assert said in page
+        assert f"more  {said}" in " ".join(ended.out.split("\n"))
+    assert "n = 57" in page
+
+
+def test_rows_of_another_file_with_other_texts_or_labels_are_other_rows(here):
+    tables = {name: columns(150, gold=60) for name in ("text", "llm")}
+    tables["text"]["text"][100] += "!"
+    tables["llm"]["llm"][100] = None
+    for name, table in tables.items():
+        refine(here, f"other-{name}", "--rounds", "1", table=table)
+        run = compare([Path("tsp"), Path(f"other-{name}")])["runs"][1]
+        assert (run["same_rows"], run["against_first"], run["labels_differ"]) == (False, None, [])
+
+
+def test_warnings_stand_in_the_comparison(here):
+    manifest = json.loads(Path("silr/run.json").read_text())
+    Path("silr/run.json").write_text(json.dumps(manifest | {"warnings": ["look <b>here</b>"]}))
+    comparison = compare([Path("tsp"), Path("silr")])
+    assert comparison["runs"][1]["warnings"][0] == "look <b>here</b>"
+    ended = whet(["report", "tsp", "silr"])
+    assert "silr  look <b>here</b>" in ended.out
+    assert "look &lt;b&gt;here&lt;/b&gt;" in Path("compare.html").read_text()
+
+
+@pytest.mark.parametrize("words", ["tsp silr", "tsp silr --out mine.html", "tsp --out mine.html"])
+def test_a_page_of_somebody_else_is_not_overwritten(words, here):
+    name = "mine.html" if "--out" in words else "compare.html"
+    Path(name).write_text("<title>my work</title> whet 1")
+    before = snapshot(here)
+    said = refused(["report", *words.split()])
+    assert f"{name} exists and is not a page of whet: name another with --out" in said
+    assert snapshot(here) == before
+    Path(name).unlink()
+    for _ in range(2):  # the second time it is whet's own
+        assert whet(["report", *words.split()]).code == 0
+    assert "<h1>" in Path(name).read_text()
 
 
 @pytest.mark.parametrize(

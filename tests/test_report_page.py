@@ -216,6 +216,44 @@ def test_hostile_page_does_nothing_in_a_browser(browser, hostile):
         assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), width
 
 
+def test_narrow_page_cuts_nothing_off(browser, hostile, tmp_path):
+    """What is wider than a phone wraps or scrolls in a box of its own, and no head lies on another.
+
+    Class names are as long as a summary lets them be, and without a place to break.
+    """
+    summary = json.loads((hostile / "summary.json").read_text())
+    text = json.dumps(summary)
+    for label, letter in zip(summary["confusion"]["classes"], "WM", strict=True):
+        text = text.replace(json.dumps(label), json.dumps(letter * 120))
+    summary = json.loads(text)
+    summary["answer"]["warnings"] = ["W" * 600]
+    assert summary["confusion"]["classes"] == ["W" * 120, "M" * 120]
+    write_report(tmp_path, summary)
+    tab, _, _ = opened(browser, tmp_path / "report.html", viewport={"width": 320, "height": 700})
+    outside = """[...document.querySelectorAll('main *')].filter(e => {
+        const box = e.getBoundingClientRect();
+        return box.right > innerWidth && !e.closest('.wide, figure') && box.width > 0;
+    }).map(e => e.outerHTML.slice(0, 80))"""
+    for width in (320, 1100):
+        tab.set_viewport_size({"width": width, "height": 700})
+        assert tab.evaluate("document.documentElement.scrollWidth") == width
+        assert tab.evaluate(outside) == []
+        scrolls = "[...document.querySelectorAll('.wide, figure')].map(e => [e.tabIndex, \
+            getComputedStyle(e).overflowX]).every(([tab, x]) => tab === 0 && x === 'auto')"
+        assert tab.evaluate(scrolls)
+        heads = """[...document.querySelectorAll('th bdi')].filter(e => {
+            const inner = e.getBoundingClientRect();
+            const outer = e.closest('th').getBoundingClientRect();
+            return inner.left < outer.left - 1 || inner.right > outer.right + 1
+                || e.scrollWidth > e.clientWidth + 1;
+        }).length"""
+        assert tab.locator("th bdi").count() > 4
+        assert tab.evaluate(heads) == 0
+    tab.set_viewport_size({"width": 320, "height": 700})
+    widths = "[...document.images].map(i => i.getBoundingClientRect().width / i.naturalWidth)"
+    assert all(shown > 0.95 for shown in tab.evaluate(widths))
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_page_has_no_serious_barrier(scheme, browser, hostile):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is missing")

@@ -14,7 +14,13 @@ from helpers import columns, whet
 from whet import WhetError
 from whet.report.page import render
 from whet.report.rows import read_refined
-from whet.report.summary import LISTED, MOST_CLASSES, summarise
+from whet.report.summary import (
+    LISTED,
+    MOST_CLASSES,
+    MOST_REASON,
+    MOST_WARNINGS,
+    summarise,
+)
 from whet.store import read_json
 
 N = 240
@@ -294,8 +300,114 @@ def test_command_makes_the_same_labels(plain, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = shlex.split(summarise(plain)["reproduce"]["command"])
     assert whet(words[1:]).code == 0
-    one, two = (Path(run, "refined.parquet").read_bytes() for run in (plain, "run"))
+    one, two = (Path(run, "refined.parquet").read_bytes() for run in (plain, "run-again"))
     assert one == two
+
+
+def test_command_of_names_that_look_like_flags_runs_where_the_run_lies(tmp_path, monkeypatch):
+    import shlex
+
+    monkeypatch.chdir(tmp_path)
+    table = columns(60)
+    table["-a 'text'"] = table.pop("text")
+    pq.write_table(pa.table(table), "-corpus.parquet")
+    words = ["--pseudo", "llm", "--gold", "gold", "--method", "pn", "--out=-a"]
+    assert whet(["refine", "./-corpus.parquet", "--text=-a 'text'", *words]).code == 0
+    words = shlex.split(read_json(tmp_path / "-a" / "summary.json")["reproduce"]["command"])
+    ended = whet(words[1:])
+    assert ended.code == 0, ended
+    one, two = (Path(run, "refined.parquet").read_bytes() for run in ("-a", "-a-again"))
+    assert one == two
+
+
+# --- what to look at before the labels are used ---------------------------------------------------
+
+
+@pytest.fixture
+def lost(make):
+    """A run that loses a rare class, which no text tells."""
+    rng = np.random.default_rng(5)
+    truth = rng.choice(3, 600, p=[0.5, 0.44, 0.06])
+    table = corpus(truth, ("money", "sport", "spam"), 100)
+    table["text"] = make_texts(np.where(truth == 2, rng.integers(0, 2, 600), truth))
+    table["llm"] = [t if t == "spam" else said for t, said in zip(
+        table["truth"], table["llm"], strict=True
+    )]  # fmt: skip
+    return make("lost", table, "--method", "pn", "--guard", "off")
+
+
+def test_class_of_which_fewer_rows_are_found_is_warned_of_under_the_answer(lost):
+    summary = summarise(lost)
+    names = summary["confusion"]["classes"]
+    before, after = (np.array(summary["confusion"][when]) for when in ("before", "after"))
+    k, n = names.index("spam"), before[names.index("spam")].sum()
+    was, now = before[k, k], after[k, k]
+    assert was == n > now + 1
+    said = f"spam: found {was} of {n} gold rows before, {now} of {n} after"
+    warnings = summary["answer"]["warnings"]
+    assert warnings[-1] == said
+    assert any("labels were 'spam' and" in warning for warning in warnings)
+    page = render(summary)
+    assert page.index('<h2 id="answer">') < page.index(said) < page.index("points")
+    others = [name for name in names if name != "spam"]
+    assert not any(w.startswith(f"{name}: found") for w in warnings for name in others)
+
+
+def test_run_of_an_earlier_whet_is_warned_of_from_its_rows(lost):
+    manifest = read_json(lost / "run.json")
+    counts = manifest["rows"]["by_class"][manifest["classes"].index("spam")]
+    del manifest["warnings"]
+    said = f"spam: {counts['annotator']} labels before, {counts['refined']} after"
+    assert summarise(lost, manifest)["answer"]["warnings"][0] == said
+
+
+def test_warnings_are_few_and_short(lost):
+    manifest = read_json(lost / "run.json") | {"warnings": ["x" * 10_000] * 50}
+    warnings = summarise(lost, manifest)["answer"]["warnings"]
+    assert len(warnings) == MOST_WARNINGS
+    assert len(warnings[0]) == MOST_REASON
+    assert warnings[-1].startswith("40 more warnings")
+
+
+# --- numbers that add up, and those that do not ---------------------------------------------------
+
+
+def test_what_is_predicted_stands_apart_and_adds_up(make):
+    truth = np.random.default_rng(3).integers(0, 2, 400)
+    table = corpus(truth, ("money", "sport"), 80)
+    table["llm"] = [("money", "sport")[y] for y in flip(truth, 0.7)]
+    summary = summarise(make("answered", table))
+    found = {e["name"]: e for e in summary["answer"]["estimates"]}
+    predicted = [name for name, e in found.items() if e["basis"] == "predicted"]
+    assert predicted == ["gain", "annotator, all rows", "refined"]
+    total = found["annotator, all rows"]["value"] + found["gain"]["value"]
+    assert total == pytest.approx(found["refined"]["value"], abs=0.01)
+    page = render(summary)
+    places = [page.index(said) for said in (
+        "predicted for all rows, corrected", f"{found['annotator, all rows']['value']:.3f} [",
+        "counted on the gold rows<", "What is predicted adds up",
+    )]  # fmt: skip
+    assert places == sorted(places)
+
+
+def test_runs_without_the_predicted_accuracy_claim_no_sum(make, plain):
+    manifest = read_json(plain / "run.json")
+    del manifest["estimate"]["annotator, all rows"]
+    page = render(summarise(plain, manifest))
+    assert "What is predicted and what is counted need not add up." in page
+    counted = summarise(make("silr", PLAIN, "--method", "silr", "--rounds", "2"))
+    assert {e["basis"] for e in counted["answer"]["estimates"]} == {"counted"}
+    assert "predicted for all rows" not in render(counted)
+
+
+def test_theta_is_said_to_be_drawn_to_the_middle_where_it_is(make, plain):
+    assert "the mean of a Dirichlet posterior" in render(summarise(plain))
+    table = corpus(TWO, (0, 1), 80)
+    table["gold"] = table["truth"]
+    known = make("oracle", table, "--method", "silr", "--theta", "oracle", "--rounds", "1")
+    page = render(summarise(known))
+    assert "Theta: the share of the labels of a class" in page
+    assert "Dirichlet" not in page
 
 
 def test_the_same_run_gives_the_same_summary_but_for_its_cost(plain, tmp_path):

@@ -10,6 +10,7 @@
     evaluation/ARM/          completions of the held-out prompts, and what was found about each
     evaluation.parquet       all of these
     answers.sqlite           what the judges said
+    summary.json             what the report shows, then report.html
     run.json                 last
 
 A stage that is finished is not done again, and one that was killed goes on. Of several processes
@@ -30,6 +31,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -58,12 +60,15 @@ from whet.annotate.protocol import Backend
 from whet.annotate.task import Task
 from whet.classify.reward import RewardFunction
 from whet.errors import WhetError, WhetWarning, did_you_mean
+from whet.estimates import share
 from whet.posttrain.examples import is_conversational, read_examples
 from whet.posttrain.generate import completion_logprobs, generate
 from whet.posttrain.models import find_model
 from whet.posttrain.ranks import Ranks
 from whet.posttrain.settings import DpoSettings
 from whet.posttrain.trainers import train_dpo, train_online, train_sft
+from whet.report.align_summary import summarise_align
+from whet.report.page import try_report
 from whet.rounds import Progress
 from whet.store import RunFolder, read_json, sha256_of, write_parquet
 
@@ -147,10 +152,14 @@ language model, or a hub id
                 self.ranks.lead(folder.open)
                 with AnswerCache(self._answers) as cache:
                     manifest = self._work(cache)
-                self.ranks.lead(lambda: folder.finish(manifest))
+                self.ranks.lead(lambda: self._finish(folder, manifest))
             return read_json(self.path / "run.json")
         finally:
             folder.close()
+
+    def _finish(self, folder: RunFolder, manifest: dict[str, Any]) -> None:
+        try_report(self.path, manifest, summarise_align, "the run is")
+        folder.finish(manifest)
 
     # --- checks -------------------------------------------------------------------------------
 
@@ -352,7 +361,22 @@ language model, or a hub id
                 {"gold_sha256": hashlib.sha256(json.dumps(known).encode()).hexdigest()},
                 self._told(name),
             )
+        if set(records) == {INITIAL, REFINED}:
+            records[INITIAL]["on_gold"] = self._on_gold(records, gold)
         return records
+
+    def _on_gold(self, records: dict[str, Any], gold: Sequence[str | None]) -> dict[str, Any]:
+        """Return how often the initial classifier says the gold label, which it never learned.
+
+        It did learn the judge's labels of these rows, as of all that it rewards.
+        """
+        table = pq.read_table(
+            self.path / "classifiers" / INITIAL / "rounds" / "01" / "labels.parquet"
+        )
+        classes, kept = records[INITIAL]["classes"], records[REFINED]["gold"]["rows"]
+        chances = np.column_stack([table[f"p_{k}"] for k in range(len(classes))])
+        said = chances.argmax(axis=1)
+        return share(np.array([classes[said[row]] == gold[row] for row in kept])).as_dict()
 
     @property
     def _wanted(self) -> list[str]:

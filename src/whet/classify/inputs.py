@@ -104,7 +104,7 @@ def check_inputs(
     named = [label for column in columns for label in column]
     classes = find_classes(named, gold if gold_classes else ())
     _warn_about_absence(classes)
-    _warn_about_variants(classes)
+    warn_about_variants(classes)
     if len(rows) < 2 * len(classes):
         raise WhetError(
             f"{len(rows)} rows for {len(classes)} classes: at least {2 * len(classes)} rows "
@@ -284,7 +284,21 @@ def _warn_about_gold_classes(named: list[Label | None], gold: list[Label | None]
         )
 
 
-def _warn_about_variants(classes: list[Label]) -> None:
+def warn_about_variants(classes: list[Label]) -> None:
+    """Warn where two classes differ only in case or spaces.
+
+    Parameters
+    ----------
+    classes : list of str, int or bool
+
+    Examples
+    --------
+    >>> with warnings.catch_warnings(record=True, action="always") as said:
+    ...     warn_about_variants(["spam", "Spam", "ham"])
+    >>> print(said[0].message)
+    the labels 'spam' and 'Spam' differ only in case or spaces and count as two classes: make them \
+one if they mean the same
+    """
     seen: dict[str, Label] = {}
     for label in classes:
         if isinstance(label, str):

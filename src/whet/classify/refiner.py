@@ -244,7 +244,7 @@ class LabelRefiner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         began = time.perf_counter()
         self._check_parameters()
-        self.warnings_ = []
+        self.warnings_: list[str] = []
         for fitted in ("tuned_", "coef_"):  # of a fit before, which may have had the other kind
             if hasattr(self, fitted):
                 delattr(self, fitted)

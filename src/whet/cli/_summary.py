@@ -10,6 +10,8 @@ from rich.table import Table
 
 #: Classes listed one by one; the rest stands in run.json.
 MOST_CLASSES = 12
+#: Characters of a class that a table shows.
+LONGEST_NAME = 40
 #: Doubtful rows listed; more stand in run.json, and all in refined.parquet.
 MOST_SUSPECTS = 5
 
@@ -30,7 +32,7 @@ def print_summary(manifest: dict[str, Any], folder: Path) -> None:
     screen.print()
     screen.print(plain(manifest["verdict"]), style="bold")
     screen.print("In brackets: 95 % intervals; n: gold rows behind a number; theta: share of the")
-    screen.print("annotator's labels of a class that are right.")
+    screen.print("annotator's labels of a class that are right, drawn to the middle by few rows.")
     if manifest["settings"]["method"] == "tsp":
         screen.print(
             "Gain, refined labels and 'predicted': for all rows, corrected on the gold rows;"
@@ -107,10 +109,15 @@ def _class_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
                 else "theta unknown, n = 0; "
             )
         was, now = counts[k]["annotator"], counts[k]["refined"]
-        rows.append((f"labelled {name}", f"{trust}{was:,} labels, {now:,} refined"))
+        rows.append((f"labelled {_cut(name)}", f"{trust}{was:,} labels, {now:,} refined"))
     if len(classes) > MOST_CLASSES:
         rows.append(("", f"{len(classes) - MOST_CLASSES} more classes: see run.json"))
     return rows
+
+
+def _cut(label: Any) -> str:  # noqa: ANN401 - a class may be a string or a number
+    name = str(label)
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "\u2026"
 
 
 def _round_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
@@ -130,7 +137,7 @@ def _suspect_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (
             "" if i else title,
-            f"row {s['row']:,}: annotator {s['pseudo_label']}, rather {s['instead']} "
+            f"row {s['row']:,}: annotator {_cut(s['pseudo_label'])}, rather {_cut(s['instead'])} "
             f"(suspicion {s['suspicion']:.2f})",
         )
         for i, s in enumerate(suspects)

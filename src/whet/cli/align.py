@@ -202,5 +202,7 @@ def _account_rows(manifest: dict[str, Any], folder: Path) -> list[tuple[str, str
         rows.append(("not held out", f"{seen:,} prompts of the evaluation were trained on"))
     seconds = sum(manifest["seconds"].values())
     rows.append(("time", f"{seconds:,.0f} s since it was last started"))
+    if (folder / "report.html").is_file():
+        rows.append(("report", str(folder / "report.html")))
     rows.append(("full account", str(folder / "run.json")))
     return rows

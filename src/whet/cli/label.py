@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,8 +17,8 @@ if TYPE_CHECKING:
     from whet.review.session import Session
 
 
-#: Classes listed one by one at the end.
-_MOST_CLASSES = 12
+#: Classes listed one by one at the end, and most characters of their names there.
+_MOST_CLASSES, _LONGEST_NAME = 12, 40
 
 
 def _help(text: str) -> Parameter:
@@ -26,7 +28,7 @@ def _help(text: str) -> Parameter:
 def label(
     input: Annotated[
         Path | None,
-        _help("Table of texts: CSV, TSV, JSONL, Parquet; with --strategy disagree a run folder."),
+        _help("Table of texts: CSV, TSV, JSONL, Parquet; with --strategy a run folder."),
     ] = None,
     /,
     *,
@@ -43,7 +45,10 @@ def label(
     ] = None,
     n: Annotated[
         int | None,
-        _help("Rows to label; a larger number later adds rows. [default: 50; with --compare all]"),
+        _help(
+            "Rows to label, or with --strategy all rows it picks; a larger number later adds rows. "
+            "[default: 50; with --compare all]"
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -55,8 +60,8 @@ def label(
     strategy: Annotated[
         str | None,
         _help(
-            "random, or disagree: the rows of a refined table whose labels are most doubtful, as "
-            "no random sample. [default: random]"
+            "random, or the most doubtful rows of a refined table, as no random sample: disagree "
+            "(labels of the annotator), unsure (refined labels). [default: random]"
         ),
     ] = None,
     show_pseudo: Annotated[
@@ -112,6 +117,10 @@ def label(
     if (input is None) == (compare is None):
         raise WhetError("name a table to label, or proposals with --compare: one of the two")
     _check_ways(tui=tui, export=export, imported=imported)
+    if port is not None and not (tui or export or imported):
+        from whet.review.server import listen
+
+        listen(port).close()  # before a session is made
     if compare is not None:
         from whet.review.comparing import open_comparison
 
@@ -142,13 +151,10 @@ def label(
             out=out or Path("gold.parquet"),
             seed=seed,
             show_pseudo=show_pseudo,
-            strategy=strategy or "random",
+            strategy=strategy,
         )
-    with session:
-        if n is not None and len(session.items) < n:
-            _say(
-                f"There are not {n:,} rows to ask about: {len(session.items):,} are in the sample."
-            )
+    with session, _trouble_said():
+        _say_how_many(session, n, strategy)
         if export is not None:
             _export(session, export)
         elif imported is not None:
@@ -178,6 +184,38 @@ def _refuse(**given: Any) -> None:  # noqa: ANN401
         raise WhetError(f"{flag} is for a table of texts, not for --compare: leave it out")
 
 
+@contextmanager
+def _trouble_said() -> Iterator[None]:
+    """Say in one sentence that a file cannot be written, and that no answer is lost."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        raise WhetError(
+            f"cannot write{where} ({error.strerror or error}): free space or mend the permissions, "
+            "then run the same command again; every answer is kept"
+        ) from error
+
+
+def _say_how_many(session: Session, n: int | None, strategy: str | None) -> None:
+    """Say where there are fewer rows than were asked for, or none that has no answer."""
+    from whet.review.labelling import PICKS, N
+
+    picks = strategy in PICKS
+    rows = {item.row for item in session.items if item.random != picks}
+    wanted = (N if picks else len(rows)) if n is None else n
+    if len(rows) < wanted:
+        place = "doubtful" if picks else "in the sample"
+        _say(f"There are not {wanted:,} rows to ask about: {len(rows):,} are {place}.")
+    elif picks and rows <= {row.row for row in session.answered()}:
+        _say(
+            f"All {len(rows):,} rows that were picked have an answer, and --n counts them: "
+            f"--n {len(rows) + 20} asks about 20 more."
+        )
+
+
 def _say(line: str) -> None:
     from whet.cli import console
 
@@ -187,14 +225,21 @@ def _say(line: str) -> None:
 def _ask_in_terminal(session: Session, who: str) -> None:
     from whet.review.terminal import label_in_terminal
 
+    def finish() -> None:
+        others = session.progress(who)["annotators"].keys() - {who.strip()}
+        if others and not session.done(who):
+            _finish_alone(session, who)
+        else:
+            _finish(session)
+
     try:
         label_in_terminal(session, who, sys.stdin, _say)
     except KeyboardInterrupt:
-        _finish(session)
+        finish()
         raise KeyboardInterrupt(
             "interrupted; every answer is kept: run the same command again to go on"
         ) from None
-    _finish(session)
+    finish()
 
 
 def _export(session: Session, program: str) -> None:
@@ -210,11 +255,11 @@ def _import(session: Session, file: Path) -> None:
     from whet.review.exchange import import_answers
 
     _say(f"{import_answers(session, file):,} answers read.")
-    _finish(session)
+    _finish(session, "the same command without --import")
 
 
-def _finish(session: Session) -> None:
-    """Write the table; print what was answered, what that says, and the next command."""
+def _finish(session: Session, again: str = "the same command") -> None:
+    """Write the table; print what was answered, what that says, and what goes on from it."""
     from whet.cli._asking import print_table
     from whet.review.session import outcome_counts
 
@@ -222,29 +267,54 @@ def _finish(session: Session) -> None:
     counts, total = outcome_counts(answered), len(session.items)
     rows = [("rows of the sample", f"{total:,}")]
     rows += [(f"  {name}", f"{n:,}") for name, n in counts.items() if n]
-    for who in session.progress("me")["annotators"]:
-        found = session.progress(who)
-        time = (
-            "" if found["median_seconds"] is None else f", median {found['median_seconds']:.1f} s"
-        )
-        rows.append((f"  by {who}", f"{found['answered']:,}{time}"))
+    rows += [_by(session, who) for who in session.progress("me")["annotators"]]
     rows += _agreement_rows(session.agreement())
     rows += _panel_rows(session.panel())
     rows += [("answers", str(session.path)), ("table", str(table))]
     said = f"{len(answered):,} of {total:,} rows are answered"
     left = total - len(answered)
-    said += f"; {left:,} wait: run the same command again." if left else "."
-    if counts["agreed"] or counts["unsettled"]:
+    said += f"; {left:,} wait: run {again} again." if left else "."
+    if counts["unsettled"] and session.kind == "label":  # comparisons take the mean
+        print_table(said, rows, f"settle the {counts['unsettled']:,} unsettled rows with {again}")
+    elif counts["agreed"] or counts["unsettled"]:
         print_table(said, rows, "", session.next_step())
     else:
-        print_table(said, rows, "answer rows with the same command")
+        print_table(said, rows, f"answer rows with {again}")
+
+
+def _finish_alone(session: Session, who: str) -> None:
+    """Write the table; show a person who has rows left nothing of what others answered."""
+    from whet.cli._asking import print_table
+
+    table, total = session.write(), len(session.items)
+    rows = [("rows of the sample", f"{total:,}"), _by(session, who)]
+    rows += _panel_rows(session.panel(who))
+    rows += [("answers", str(session.path)), ("table", str(table))]
+    said = f"{who} has rows left, and sees what others answered when these are done."
+    print_table(said, rows, "answer the other rows with the same command")
+
+
+def _by(session: Session, who: str) -> tuple[str, str]:
+    """Return how many rows a person has labelled, and how fast."""
+    found = session.progress(who)
+    seconds = found["median_seconds"]
+    time = "" if seconds is None else f", median {seconds:.1f} s"
+    return f"  by {_cut(who)}", f"{found['answered']:,}{time}"
+
+
+def _cut(name: str) -> str:
+    """Return a name for a column of a table: short, and harmless to a terminal."""
+    from whet.review.terminal import inert_line
+
+    name = inert_line(name)
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "\u2026"
 
 
 def _agreement_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     rows = []
     for pair in found["pairs"]:
         kappa = _interval(pair["kappa"]) if pair["kappa"] else f"unknown: {pair['reason']}"
-        rows.append((f"kappa {pair['who'][0]}, {pair['who'][1]}", kappa))
+        rows.append((f"kappa {', '.join(map(_cut, pair['who']))}", kappa))
     if found["disagreements"]:
         rows.append(
             ("disagreements", f"{found['disagreements']:,}, {found['settled']:,} of them settled")
@@ -256,18 +326,35 @@ def _panel_rows(panel: dict[str, Any]) -> list[tuple[str, str]]:
     rows = []
     if panel.get("accuracy"):
         rows.append(("annotator's accuracy", _interval(panel["accuracy"])))
-    for found in panel.get("labels", ())[:_MOST_CLASSES]:
+        rows += _left_out(panel)
+    labels = sorted(panel.get("labels", ()), key=lambda found: -found["share"])
+    for found in labels[:_MOST_CLASSES]:
         right = _interval(found["right"]) if found["right"] else "unknown"
-        rows.append((f"  labelled {found['label']}", f"right {right}"))
-    for found in panel.get("classes", ())[:_MOST_CLASSES]:
-        if found["share"]:
-            rows.append((f"share of {found['class']}", _interval(found["share"])))
+        rows.append((f"  labelled {_cut(found['label'])}", f"right {right}"))
+    rows += _more_rows(labels, "labels that are rarer")
+    shares = [found for found in panel.get("classes", ()) if found["share"]]
+    shares.sort(key=lambda found: -found["share"]["value"])
+    for found in shares[:_MOST_CLASSES]:
+        rows.append((f"share of {_cut(found['class'])}", _interval(found["share"])))
+    rows += _more_rows(shares, "classes that are rarer")
     if panel.get("better"):
         rows.append(("proposal better", _interval(panel["better"])))
     if panel["more"]:
         widths = ", ".join(f"{more['width']:.3f} with {more['n']}" for more in panel["more"])
-        rows.append((f"interval of {panel['of']}", f"expected width {widths} labels"))
+        rows.append((f"interval of {_cut(panel['of'])}", f"expected width {widths} labels"))
     return rows
+
+
+def _left_out(panel: dict[str, Any]) -> list[tuple[str, str]]:
+    """Say which rows the accuracy does not count, since hard rows are not left out at random."""
+    counts = [f"{panel[what]:,} {what}" for what in ("unsure", "unsettled") if panel[what]]
+    said = "left out of it, which is likely too high if these are the hard ones"
+    return [("  " + ", ".join(counts), said)] if counts else []
+
+
+def _more_rows(found: list[Any], what: str) -> list[tuple[str, str]]:
+    left = len(found) - _MOST_CLASSES
+    return [("  and", f"{left:,} {what}")] if left > 0 else []
 
 
 def _interval(found: dict[str, Any]) -> str:

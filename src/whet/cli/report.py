@@ -13,7 +13,9 @@ from whet.errors import WhetError
 def report(
     runs: Annotated[
         list[Path],
-        Parameter(help="A run folder of whet refine or whet ilr; several of refine are compared."),
+        Parameter(
+            help="A run folder of whet refine, ilr or align; several of refine are compared."
+        ),
     ],
     /,
     *,
@@ -36,7 +38,7 @@ def report(
     from whet.report.compare import compare
     from whet.report.page import write_page, write_report
 
-    _check_page(out)
+    _check_page(Path("compare.html") if out is None and len(runs) > 1 else out)
     repeated = next((run for run in runs if runs.count(run) > 1), None)
     if repeated is not None:
         raise WhetError(f"the run {repeated} is named twice: name each run once")
@@ -56,17 +58,23 @@ def report(
 
 def _summarise(folder: Path) -> dict[str, Any]:
     """Return the summary of a run, whichever verb made it."""
+    from whet.report.align_summary import is_align, summarise_align
     from whet.report.ilr_summary import is_ilr, summarise_ilr
     from whet.report.summary import summarise
     from whet.store import read_json
 
     path = folder / "run.json"
-    if path.is_file() and is_ilr(read_json(path)):
+    manifest = read_json(path) if path.is_file() else {}
+    if is_ilr(manifest):
         return summarise_ilr(folder)
+    if is_align(manifest):
+        return summarise_align(folder)
     return summarise(folder)
 
 
 def _check_page(out: Path | None) -> None:
+    from whet.report.page import is_page
+
     if out is None:
         return
     if out.suffix.lower() not in (".html", ".htm"):
@@ -75,6 +83,10 @@ def _check_page(out: Path | None) -> None:
         raise WhetError(f"the folder {out.parent} does not exist: create it first")
     if out.is_dir():
         raise WhetError(f"--out {out} is a folder: name a file")
+    if out.exists() and not is_page(out):
+        raise WhetError(
+            f"{out} exists and is not a page of whet: name another with --out, or move it away"
+        )
 
 
 def _print_answer(summary: dict[str, Any], page: Path) -> None:
@@ -82,6 +94,8 @@ def _print_answer(summary: dict[str, Any], page: Path) -> None:
 
     screen = console()
     screen.print(plain(summary["answer"]["verdict"]), style="bold")
+    for warning in summary["answer"].get("warnings", []):
+        screen.print(plain(f"warning  {warning}"))
     screen.print(plain(f"report  {page}"))
 
 
@@ -101,6 +115,9 @@ def _print_comparison(comparison: dict[str, Any], page: Path) -> None:
         cells = (run["name"], *_cells(run, run is comparison["runs"][0]))
         table.add_row(*map(plain, cells))
     screen.print(table)
+    for run in comparison["runs"]:
+        for said in (*run["warnings"], *run["labels_differ"]):
+            screen.print(plain(f"{run['name']}  {said}"))
     differing = ", ".join(comparison["settings"]) or "none"
     screen.print(plain(f"settings that differ  {differing}"))
     screen.print(plain(f"comparison  {page}"))
@@ -109,7 +126,7 @@ def _print_comparison(comparison: dict[str, Any], page: Path) -> None:
 def _cells(run: dict[str, Any], is_first: bool) -> tuple[str, str, str]:
     from whet.report.page import as_accuracy, as_points
 
-    against = "the first" if is_first else "another input"
+    against = "the first" if is_first else "other rows"
     if run["against_first"] is not None:
         against = as_points(run["against_first"])
     return as_points(run["gain"]), as_accuracy(run["refined"]), against

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from whet import estimates
+from whet.classify.labels import MISSING
 from whet.report.rows import RefinedRows, read_refined
 from whet.report.summary import LEAST_ROWS, SUMMARY_FORMAT, answer
 
@@ -59,31 +60,64 @@ def _differing(settings: list[Json]) -> Json:
 
 def _run(rows: RefinedRows, first: RefinedRows) -> Json:
     manifest = rows.manifest
-    found = manifest["estimate"]
-    same = manifest["input"]["sha256"] == first.manifest["input"]["sha256"]
+    found, said = manifest["estimate"], answer(rows)
+    same = _same_rows(rows, first)
+    against = same and rows is not first
     return {
-        "status": (said := answer(manifest))["status"],
+        "status": said["status"],
         "headline": said["headline"],
+        "warnings": said["warnings"],
         "input_sha256": manifest["input"]["sha256"],
-        "same_input": same,
+        "same_rows": same,
         "rows": manifest["rows"]["total"],
         "changed": manifest["rows"]["changed"],
         "gold_rows": manifest["gold"]["kept"],
         **{name: found.get(name) for name in ("annotator", "refined", "gain", "new texts")},
         "seconds": round(sum(v for k, v in manifest["seconds"].items() if k != "report"), 3),
         "peak_memory_mib": manifest["peak_memory_mib"],
-        "against_first": _paired(rows, first) if same and rows is not first else None,
+        "against_first": _paired(rows, first) if against else None,
+        "labels_differ": _labels_differ(rows, first) if against else [],
     }
+
+
+def _same_rows(rows: RefinedRows, first: RefinedRows) -> bool:
+    """Whether both refine the same rows: of one file, or of the same texts and pseudo-labels."""
+    if rows.manifest["input"]["sha256"] == first.manifest["input"]["sha256"]:
+        return True
+    alike = np.array_equal(rows.names(rows.pseudo), first.names(first.pseudo))
+    return alike and rows.hash_texts() == first.hash_texts()
+
+
+def _labels_differ(rows: RefinedRows, first: RefinedRows) -> list[str]:
+    """Say how what a run was given for the same texts differs from what the first was given."""
+    said = int((rows.names(rows.pseudo) != first.names(first.pseudo)).sum())
+    both, mine, its = np.intersect1d(rows.judged, first.judged, return_indices=True)
+    here, there = len(rows.judged) - len(both), len(first.judged) - len(both)
+    other = int((rows.names(rows.gold[mine]) != first.names(first.gold[its])).sum())
+    known, known_first = (r.names(np.where(r.checked, r.refined, MISSING)) for r in (rows, first))
+    checked = int((known != known_first).sum())
+    found = []
+    if said:
+        found.append(f"the annotator's labels differ on {said:,} rows")
+    if here or there:
+        found.append(
+            f"{len(both):,} gold rows were used by both, {here:,} by this run only, {there:,} by "
+            "the first only"
+        )
+    if other:
+        found.append(f"{other:,} of the gold rows of both have another label here and are left out")
+    if checked:
+        found.append(f"the checked labels differ on {checked:,} rows")
+    return found
 
 
 def _paired(rows: RefinedRows, first: RefinedRows) -> Json:
     """Return by how much more of the gold rows of both runs are right than in the first run."""
     _, mine, its = np.intersect1d(rows.judged, first.judged, return_indices=True)
-    names, others = np.array(rows.classes, object), np.array(first.classes, object)
-    gold = names[rows.gold[mine]]
-    alike = gold == others[first.gold[its]]  # the runs may name different gold columns
-    right = (names[rows.honest[mine]] == gold)[alike]
-    first_right = (others[first.honest[its]] == gold)[alike]
+    gold = rows.names(rows.gold[mine])
+    alike = gold == first.names(first.gold[its])  # people may have changed their mind
+    right = (rows.names(rows.honest[mine]) == gold)[alike]
+    first_right = (first.names(first.honest[its]) == gold)[alike]
     if len(right) < LEAST_ROWS:
         return {"value": None, "low": None, "high": None, "n": len(right)}
     whole = len(right) == len(rows.pseudo)

@@ -24,6 +24,10 @@ from whet.store import write_atomic, write_json
 Json = dict[str, Any]
 #: Characters of a text that the page shows at once; the rest opens on demand.
 SHOWN = 400
+#: What a page names as its maker, so that it is known again.
+GENERATOR = f"whet {__version__}"
+#: Bytes of a page in which its maker is named.
+_HEAD = 2_000
 
 
 def render(summary: Json) -> str:
@@ -32,8 +36,8 @@ def render(summary: Json) -> str:
     Parameters
     ----------
     summary : dict
-        From :func:`whet.report.summary.summarise`, :func:`whet.report.ilr_summary.summarise_ilr`
-        or :func:`whet.report.compare.compare`.
+        From :func:`whet.report.summary.summarise`, :func:`whet.report.ilr_summary.summarise_ilr`,
+        :func:`whet.report.align_summary.summarise_align` or :func:`whet.report.compare.compare`.
 
     Returns
     -------
@@ -59,7 +63,9 @@ def render(summary: Json) -> str:
     }
     pictures = {name: _picture(svg) for name, svg in _draw(summary).items()}
     page = templates.get_template(f"{summary['kind']}.html.j2")
-    return page.render(s=summary, pictures=pictures, version=__version__, shown=SHOWN)
+    return page.render(
+        s=summary, pictures=pictures, version=__version__, generator=GENERATOR, shown=SHOWN
+    )
 
 
 def write_report(folder: Path, summary: Json) -> None:
@@ -101,6 +107,18 @@ def write_page(path: Path, summary: Json) -> None:
     write_atomic(path, lambda file: file.write(page))
 
 
+def is_page(path: Path) -> bool:
+    """Whether a file is a page of whet's, which may be made anew.
+
+    Parameters
+    ----------
+    path : Path
+        An existing file.
+    """
+    with path.open("rb") as file:
+        return b'<meta name="generator" content="whet ' in file.read(_HEAD)
+
+
 def _draw(summary: Json) -> dict[str, bytes | None]:
     with _nothing_left_at_home():
         from whet.report import pictures  # matplotlib takes half a second to import
@@ -109,6 +127,8 @@ def _draw(summary: Json) -> dict[str, bytes | None]:
         return {"gains": pictures.draw_comparison(summary["runs"])}
     if summary["kind"] == "ilr":
         return _draw_ilr(summary)
+    if summary["kind"] == "align":
+        return _draw_align(summary)
     return {
         "rounds": pictures.draw_rounds(summary["rounds"]),
         "flows": pictures.draw_flows(summary["changes"]),
@@ -127,6 +147,15 @@ def _draw_ilr(summary: Json) -> dict[str, bytes | None]:
             f"histogram {found['arm']}": ilr_pictures.draw_histograms(found["rounds"])
             for found in summary["histograms"]
         },
+    }
+
+
+def _draw_align(summary: Json) -> dict[str, bytes | None]:
+    from whet.report import align_pictures
+
+    return {
+        "judged": align_pictures.draw_arms(summary["arms"], align_pictures.JUDGED),
+        "refused": align_pictures.draw_arms(summary["arms"], align_pictures.REFUSED),
     }
 
 

@@ -124,7 +124,7 @@ def _draw_theta(axis: Any, theta: list[Json]) -> None:  # noqa: ANN401
         axis.set_xticks(numbers)
         axis.set_xlabel("round")
         axis.legend(frameon=False, fontsize=8)
-    axis.set_ylabel("theta: share of the labels\nof a class that are right")
+    axis.set_ylabel("theta: estimated share of the\nlabels of a class that are right")
 
 
 def _mark(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,8 +47,8 @@ class RefinedRows:
         the method saw it before gold labels were put back.
     lead : float64 array of shape (n,)
         Probability of the best class minus that of the second best.
-    given : bool array of shape (n,)
-        Rows whose refined label is a gold or a checked label.
+    given, checked : bool arrays of shape (n,)
+        Rows whose refined label is a gold or a checked label, and those of checked labels alone.
     length : int64 array of shape (n,)
         Characters of each text.
     judged : int64 array of shape (m,)
@@ -75,11 +76,26 @@ class RefinedRows:
     after: NDArray[np.float64]
     lead: NDArray[np.float64]
     given: NDArray[np.bool_]
+    checked: NDArray[np.bool_]
     length: NDArray[np.int64]
     judged: NDArray[np.int64]
     gold: Codes
     honest: Codes
     confidence: NDArray[np.float64]
+
+    def names(self, codes: Codes) -> NDArray[np.object_]:
+        """Return labels as strings, None for no label, which runs of any input can compare."""
+        return np.array([*map(str, self.classes), None], object)[codes]
+
+    def hash_texts(self) -> str:
+        """Return the SHA-256 of all texts in their order, whatever file they came from."""
+        digest, column = hashlib.sha256(), self.manifest["settings"]["text"]
+        with _damage_named(self.folder):
+            for _, batch in _batches(self.folder / "refined.parquet", [column]):
+                for text in _strings(batch.column(column)).to_pylist():
+                    written = (text or "").encode()
+                    digest.update(b"%d:%b" % (len(written), written))
+        return digest.hexdigest()
 
     def show(self, rows: NDArray[np.int64]) -> dict[int, tuple[str, str]]:
         """Return text and reason of some rows, by row number."""
@@ -123,7 +139,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not {"classes", "verdict", "kept_annotator", "settings"} <= set(manifest):
         raise WhetError(
             f"{path} is not of 'whet refine': only its folders can be compared, and those of "
-            "'whet ilr' reported on one by one"
+            "'whet ilr' and 'whet align' reported on one by one"
         )
     if manifest.get("format_version") != FORMAT_VERSION:
         raise WhetError(
@@ -154,7 +170,7 @@ def read_refined(folder: Path, manifest: dict[str, Any] | None = None) -> Refine
 
 def _read(folder: Path, manifest: dict[str, Any]) -> RefinedRows:
     classes = class_array(manifest["classes"])
-    pseudo, refined, given, length = _read_labels(folder, manifest, classes.tolist())
+    pseudo, refined, given, checked, length = _read_labels(folder, manifest, classes.tolist())
     last = manifest["rounds"][-1]["round"]
     file = folder / "rounds" / f"{last:02d}" / "labels.parquet"
     best, decided = np.empty_like(pseudo), np.empty_like(pseudo)
@@ -191,6 +207,7 @@ def _read(folder: Path, manifest: dict[str, Any]) -> RefinedRows:
         after=after,
         lead=lead,
         given=given,
+        checked=checked,
         length=length,
         judged=judged,
         gold=_gold(folder, manifest, classes.tolist(), refined)[judged],
@@ -201,8 +218,8 @@ def _read(folder: Path, manifest: dict[str, Any]) -> RefinedRows:
 
 def _read_labels(
     folder: Path, manifest: dict[str, Any], classes: list[Any]
-) -> tuple[Codes, Codes, NDArray[np.bool_], NDArray[np.int64]]:
-    """Return codes of pseudo- and refined labels, the rows that people labelled, and lengths."""
+) -> tuple[Codes, Codes, NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]:
+    """Return codes of pseudo- and refined labels, rows given and checked by people, and lengths."""
     file, text = folder / "refined.parquet", manifest["settings"]["text"]
     names = pq.read_schema(file).names
     # The annotator's label stands before what was added, unless the input had it under that name.
@@ -210,15 +227,16 @@ def _read_labels(
     annotator = "pseudo_label" if own else names[names.index("refined_label") - 1]
     total = manifest["rows"]["total"]
     pseudo, refined, length = (np.empty(total, dtype=np.int64) for _ in range(3))
-    given = np.empty(total, dtype=bool)
+    given, checked = (np.empty(total, dtype=bool) for _ in range(2))
     columns = list(dict.fromkeys([text, annotator, "refined_label", "reason"]))
     for start, batch in _batches(file, columns):
         part = slice(start, start + batch.num_rows)
         pseudo[part] = _codes(batch.column(annotator), classes)
         refined[part] = _codes(batch.column("refined_label"), classes)
         given[part] = pc.is_in(batch.column("reason"), pa.array(GIVEN))
+        checked[part] = pc.equal(batch.column("reason"), GIVEN[1])
         length[part] = pc.fill_null(pc.utf8_length(_strings(batch.column(text))), 0)
-    return pseudo, refined, given, length
+    return pseudo, refined, given, checked, length
 
 
 def _gold(folder: Path, manifest: dict[str, Any], classes: list[Any], refined: Codes) -> Codes:

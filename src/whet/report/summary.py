@@ -32,6 +32,8 @@ LEAST_ROWS = 5
 BIN_ROWS, MOST_BINS = 10, 5
 #: Fewer gold rows than this see only large differences.
 FEW_GOLD = 50
+#: Warnings that are listed; gold rows of a class that are found no more and are worth a warning.
+MOST_WARNINGS, LOST_ROWS = 12, 2
 
 Json = dict[str, Any]
 
@@ -67,7 +69,7 @@ def summarise_rows(rows: RefinedRows) -> Json:
         "format_version": SUMMARY_FORMAT,
         "kind": "refine",
         "title": Path(manifest["settings"]["input"]).name,
-        "answer": answer(manifest),
+        "answer": answer(rows),
         "rounds": _rounds(manifest),
         "changes": _changes(rows),
         "confusion": _confusion(rows),
@@ -84,7 +86,7 @@ def summarise_rows(rows: RefinedRows) -> Json:
             "rows": manifest["rows"]["total"],
         },
         "reproduce": {
-            "command": command(manifest["settings"]),
+            "command": command(manifest["settings"], rows.folder),
             "input_sha256": manifest["input"]["sha256"],
             "seed": manifest["settings"]["seed"],
             "versions": manifest["versions"],
@@ -109,22 +111,26 @@ HEADLINES = {
 ESTIMATES = (
     ("gain", "gain of the refined labels over the annotator's"),
     ("classifier_gain", "gain that the classifier would have made"),
+    ("annotator, all rows", "accuracy of the annotator's labels, where it gave one"),
     ("annotator", "accuracy of the annotator's labels, where it gave one"),
     ("classifier", "accuracy of the classifier's labels on the same rows, not used"),
     ("refined", "accuracy of the refined labels, all rows"),
     ("filled", "accuracy of the refined labels where the annotator gave none"),
     ("new texts", "accuracy to expect of the model on new texts"),
 )
+#: Estimates of ``tsp`` that are predicted for all rows and corrected on the gold rows.
+_PREDICTED = ("gain", "annotator, all rows", "refined")
 
 
-def answer(manifest: Json) -> Json:
+def answer(rows: RefinedRows) -> Json:
     """Say whether the refined labels are better, by how much, how sure, from how many gold rows.
 
     Parameters
     ----------
-    manifest : dict
-        The content of run.json.
+    rows : RefinedRows
+        Of a refinement.
     """
+    manifest = rows.manifest
     found, kept = manifest["estimate"], manifest["kept_annotator"]
     # The gain of labels that are kept is exactly zero: what counts is the one they did not get.
     hidden = {"gain"} if kept else {"classifier", "classifier_gain"}
@@ -132,13 +138,58 @@ def answer(manifest: Json) -> Json:
         "status": _status(manifest),
         "headline": HEADLINES[_status(manifest)],
         "verdict": manifest["verdict"],
+        "warnings": _warnings(rows),
         "estimates": [
-            {"name": name, "what": what, **found[name]}
+            {"name": name, "what": what, "basis": _basis(manifest, name), **found[name]}
             for name, what in ESTIMATES
             if name in found and name not in hidden
         ],
         "notes": _notes(manifest),
     }
+
+
+def _basis(manifest: Json, name: str) -> str:
+    """Return what a number rests on, since numbers of different kinds do not add up."""
+    found = manifest["estimate"]
+    # Of labels that are kept on all rows, the accuracy is the annotator's, which is counted.
+    same = manifest["kept_annotator"] and found.get("annotator") == found.get("refined")
+    predicted = manifest["settings"]["method"] == "tsp" and name in _PREDICTED and not same
+    return "predicted" if predicted else "counted"
+
+
+def _warnings(rows: RefinedRows) -> list[str]:
+    """Return what to look at before the labels are used: the run's warnings, and classes lost."""
+    stored = rows.manifest.get("warnings")  # earlier versions kept none
+    found = [*(_classes_gone(rows.manifest) if stored is None else stored), *_classes_missed(rows)]
+    if len(found) > MOST_WARNINGS:
+        more = len(found) - MOST_WARNINGS + 1
+        found = [*found[: MOST_WARNINGS - 1], f"{more} more warnings: see the numbers by class"]
+    return [warning[:MOST_REASON] for warning in found]
+
+
+def _classes_gone(manifest: Json) -> list[str]:
+    """Name the classes that lost more than three in four of their rows, ten or more before."""
+    return [
+        f"{_name(label)}: {rows['annotator']:,} labels before, {rows['refined']:,} after"
+        for label, rows in zip(manifest["classes"], manifest["rows"]["by_class"], strict=True)
+        if rows["annotator"] >= 10 and 4 * rows["refined"] < rows["annotator"]
+    ]
+
+
+def _classes_missed(rows: RefinedRows) -> list[str]:
+    """Name the classes of whose gold rows fewer are found than before, the largest loss first."""
+    said = rows.pseudo[rows.judged]
+    found = []
+    for k, label in enumerate(rows.classes):
+        gold = rows.gold == k
+        before, after = (int((labels[gold] == k).sum()) for labels in (said, rows.honest))
+        if before - after >= LOST_ROWS:
+            n = f"{int(gold.sum()):,}"
+            lost = (
+                f"{_name(label)}: found {before:,} of {n} gold rows before, {after:,} of {n} after"
+            )
+            found.append((before - after, lost))
+    return [lost for _, lost in sorted(found, key=lambda pair: -pair[0])]
 
 
 def _status(manifest: Json) -> str:
@@ -165,11 +216,8 @@ def _notes(manifest: Json) -> list[str]:
             f"Only {gold} gold rows: they can show large differences alone. More random rows make "
             "the intervals narrower."
         )
-    if manifest["settings"]["method"] == "tsp" and gold:
-        notes.append(
-            "The gain and the accuracy of the refined labels are predicted for all rows and "
-            "corrected on the gold rows; the other accuracies are counted on the gold rows."
-        )
+    if manifest["settings"]["method"] == "tsp" and gold and not manifest["kept_annotator"]:
+        notes.append(_sum_note(manifest))
     if gold:
         notes.append(
             "Gold rows are judged by the labels that they had before their gold label was put "
@@ -181,6 +229,21 @@ def _notes(manifest: Json) -> list[str]:
             "are filled in any case."
         )
     return notes
+
+
+def _sum_note(manifest: Json) -> str:
+    """Say which numbers add up."""
+    if "annotator, all rows" not in manifest["estimate"]:  # of an earlier version
+        return "What is predicted and what is counted need not add up."
+    if manifest["rows"]["filled"]:
+        return (
+            "What is counted does not add up with what is predicted; and the refined labels' "
+            "accuracy includes the rows on which the annotator gave no label."
+        )
+    return (
+        "What is predicted adds up, but for small differences, since each number is corrected on "
+        "the gold rows by itself; what is counted does not add up with it."
+    )
 
 
 # --- rounds ---------------------------------------------------------------------------------------
@@ -214,6 +277,7 @@ def _rounds(manifest: Json) -> Json:
             if "theta" in record
             for k in np.argsort([-n for n in labels], kind="stable").tolist()
         ],
+        "theta_mode": manifest["settings"]["theta"],
         "halted": manifest["halted"],
     }
 
@@ -393,21 +457,28 @@ def _share(rows: RefinedRows, right: NDArray[np.bool_]) -> Json:
 # --- how to do it again ---------------------------------------------------------------------------
 
 
-def command(settings: Json) -> str:
-    """Return the command line of a run, quoted for a shell; its output folder is left to choose.
+def command(settings: Json, folder: Path) -> str:
+    """Return the command line that makes a run again, quoted for a shell, into a folder beside it.
 
     Examples
     --------
-    >>> command({"input": "my corpus.csv", "text": "text", "gold": None, "seed": 0})
-    "whet refine 'my corpus.csv' --text text --seed 0 --out run"
+    >>> command({"input": "my corpus.csv", "text": "text", "gold": None, "seed": 0}, Path("run"))
+    "whet refine 'my corpus.csv' --text text --seed 0 --out run-again"
     """
-    words = ["whet", "refine", str(settings["input"])]
+    source = str(settings["input"])
+    words = ["whet", "refine", f"./{source}" if source.startswith("-") else source]
     for key, value in settings.items():
         if key in ("input", "input_sha256", "whet_version") or value is None or value is False:
             continue
         flag = "--" + key.replace("_", "-")
-        words += [flag] if value is True else [flag, str(value)]
-    return shlex.join([*words, "--out", "run"])
+        words += [flag] if value is True else _flag(flag, str(value))
+    # A finished run is not made anew in its own folder.
+    return shlex.join([*words, *_flag("--out", f"{folder.resolve().name}-again")])
+
+
+def _flag(flag: str, value: str) -> list[str]:
+    """Return a flag and its value, in one word where the value would be taken for a flag."""
+    return [f"{flag}={value}"] if value.startswith("-") else [flag, value]
 
 
 def _code_name(rows: RefinedRows, code: Any) -> str | None:  # noqa: ANN401 - int of Python or numpy

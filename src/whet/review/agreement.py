@@ -1,8 +1,15 @@
-"""Cohen's kappa of each two annotators, with an interval from drawing rows again."""
+"""Cohen's kappa of each two annotators (Educational and Psychological Measurement 20, 1960).
+
+Its interval is the middle 95 % of kappa under the posterior of the table of both people's answers:
+Dirichlet, with Jeffreys' prior for whether the two agree, half a row for agreement and half a row
+against it, each shared out equally. Drawing the rows again instead would give an interval without
+width where two people agreed on every row, which says nothing of the rows that they did not see.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
@@ -11,7 +18,7 @@ from numpy.typing import NDArray
 
 from whet.estimates import LEVEL, Estimate
 
-#: Draws of the bootstrap, and its seed.
+#: Draws from the posterior, and their seed.
 _DRAWS, _SEED = 2000, 0
 
 
@@ -50,7 +57,7 @@ def kappas(
             if (a := row.get(first)) is not None and (b := row.get(second)) is not None
         ]
         if both:
-            kappa, reason = _kappa(np.array(both), len(classes))
+            kappa, reason = _kappa(tuple(both))
             found.append(
                 {
                     "who": [first, second],
@@ -62,30 +69,31 @@ def kappas(
     return found
 
 
-def _kappa(pairs: NDArray[np.int64], n_classes: int) -> tuple[Estimate | None, str | None]:
-    n = len(pairs)
+@lru_cache(maxsize=64)  # asked for again and again while disagreements are settled
+def _kappa(both: tuple[tuple[int, int], ...]) -> tuple[Estimate | None, str | None]:
+    pairs, n = np.array(both), len(both)
     if n < 2:
         return None, "only one row has both annotators"
-    value = float(_values(pairs[None], n_classes)[0])
-    if np.isnan(value):
+    given, codes = np.unique(pairs, return_inverse=True)
+    k = len(given)
+    if k == 1:
         return None, "both gave every row the same class, so that chance explains it all"
+    first, second = codes.reshape(pairs.shape).T
+    table = np.bincount(first * k + second, minlength=k * k).reshape(k, k)
+    value = float(_values(table[None].astype(float))[0])
+    agree = np.eye(k, dtype=bool)
+    prior = np.where(agree, 0.5 / k, 0.5 / (k * k - k))
     rng = np.random.default_rng(_SEED)
-    drawn = _values(pairs[rng.integers(0, n, (_DRAWS, n))], n_classes)
-    # A draw in which everything is one class has full agreement and no kappa.
-    ends = np.quantile(np.nan_to_num(drawn, nan=1.0), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(value, float(min(ends[0], value)), float(max(ends[1], value)), n), None
+    # Gamma draws are those of a Dirichlet up to their sum, which kappa does not depend on.
+    drawn = _values(rng.standard_gamma(table + prior, (_DRAWS, k, k)))
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(value, float(min(low, value)), float(max(high, value)), n), None
 
 
-def _values(pairs: NDArray[np.int64], n_classes: int) -> NDArray[np.float64]:
-    """Return kappa (Cohen, 1960) of samples of pairs, shape (samples, n, 2); NaN if undefined."""
-    hits = (pairs[..., 0] == pairs[..., 1]).mean(axis=1)
-    shares = [
-        np.stack([(pairs[..., side] == k).mean(axis=1) for k in range(n_classes)], axis=1)
-        for side in (0, 1)
-    ]
-    chance = (shares[0] * shares[1]).sum(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        value: NDArray[np.float64] = np.where(
-            chance < 1 - 1e-12, (hits - chance) / (1 - chance), np.nan
-        )
+def _values(tables: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return kappa of tables of counts or shares, shape (m, K, K)."""
+    shares = tables / tables.sum(axis=(1, 2), keepdims=True)
+    hits = np.trace(shares, axis1=1, axis2=2)
+    chance = (shares.sum(axis=1) * shares.sum(axis=2)).sum(axis=1)
+    value: NDArray[np.float64] = (hits - chance) / (1 - chance)
     return value

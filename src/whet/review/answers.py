@@ -1,7 +1,7 @@
 """What people answered, in one SQLite file: each answer a transaction, on disk when it returns.
 
-The file holds no text of the input: row numbers, classes, notes and times only. Nothing is ever
-deleted; taking an answer back marks it.
+The file holds no text of the input: row numbers, classes, notes and times only. While an answer
+stands, none is ever deleted; taking one back marks it.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class AnswerLog:
         SQLite file, made with mode 0600 if absent, write-ahead log beside it; its folder must
         exist, and be no network folder (SQLite's log needs shared memory).
     facts : mapping of str to str
-        What the session is about. A session that exists must have the same, as far as it has them.
+        What the session is about. A session that exists must have the same, as far as it has them;
+        one that holds no answer is begun anew.
     choose : callable
         Given the rows that the session has, in order, returns those that it shall have: the same
         ones first, then those that are new.
@@ -105,7 +106,7 @@ class AnswerLog:
         choose: Callable[[list[Sampled]], list[Sampled]],
     ) -> None:
         self.path = path
-        self._lock = threading.RLock()
+        self._facts, self._lock = dict(facts), threading.RLock()
         try:
             # SQLite gives the files of its log the mode of the database.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -116,7 +117,7 @@ class AnswerLog:
                 path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
             )
             try:
-                self._open(facts, choose)
+                self._open(choose)
             except BaseException:
                 self._db.close()
                 raise
@@ -126,12 +127,10 @@ class AnswerLog:
                 "or choose another --out"
             ) from error
 
-    def _open(
-        self, facts: Mapping[str, str], choose: Callable[[list[Sampled]], list[Sampled]]
-    ) -> None:
+    def _open(self, choose: Callable[[list[Sampled]], list[Sampled]]) -> None:
         self._db.execute("PRAGMA synchronous = FULL")  # an answer survives a power cut too
         with self._transaction():
-            self._create_or_check(facts)
+            self._create_or_check()
             chosen = choose(self.items())
             self._db.executemany(
                 "INSERT OR REPLACE INTO items VALUES (?, ?, ?)",
@@ -139,13 +138,13 @@ class AnswerLog:
             )
         self._write_ahead()
 
-    def _create_or_check(self, facts: Mapping[str, str]) -> None:
+    def _create_or_check(self) -> None:
         if not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             for statement in _TABLES:
                 self._db.execute(statement)
             self._db.execute(f"PRAGMA application_id = {_APPLICATION}")
             self._db.execute(f"PRAGMA user_version = {_VERSION}")
-            self._db.executemany("INSERT INTO facts VALUES (?, ?)", list(facts.items()))
+            self._remember_facts()
             return
         application = self._db.execute("PRAGMA application_id").fetchone()[0]
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
@@ -154,18 +153,35 @@ class AnswerLog:
                 f"{self.path} is a database, but not a session of this version of whet: choose "
                 "another --out"
             )
-        before = dict(self._db.execute("SELECT name, value FROM facts"))
-        differing = [name for name, value in facts.items() if before.get(name, value) != value]
-        if differing:
-            name = differing[0]
-            was = f"with {name} {before[name]}, not {facts[name]}"
-            if name in HASHED:  # a hash says nothing to a person
-                was = f"with other {name}"
-            raise WhetError(
-                f"the session {self.path} was started {was}; start it with the same again, or "
-                "choose another --out"
-            )
-        self._db.executemany("INSERT OR IGNORE INTO facts VALUES (?, ?)", list(facts.items()))
+        if not any(event.kind == "answer" for event in self.events()) and self._differing():
+            for table in ("facts", "items", "events", "settled"):
+                self._db.execute(f"DELETE FROM {table}")  # noqa: S608 (names from the line above)
+        self._check_facts()
+        self._remember_facts()
+
+    def _remember_facts(self) -> None:
+        facts = list(self._facts.items())
+        self._db.executemany("INSERT OR IGNORE INTO facts VALUES (?, ?)", facts)
+
+    def _differing(self) -> tuple[str, str] | None:
+        """Return a fact that is another in the file, and its value there."""
+        there = dict(self._db.execute("SELECT name, value FROM facts"))
+        named = (name for name, value in self._facts.items() if there.get(name, value) != value)
+        return next(((name, there[name]) for name in named), None)
+
+    def _check_facts(self) -> None:
+        """Refuse a file that is about something else, also if it has become so since."""
+        found = self._differing()
+        if found is None:
+            return
+        name, value = found
+        was = f"with {name} {value}, not {self._facts[name]}"
+        if name in HASHED:  # a hash says nothing to a person
+            was = f"with other {name}"
+        raise WhetError(
+            f"the session {self.path} was started {was}; start it with the same again, or "
+            "choose another --out"
+        )
 
     def _write_ahead(self) -> None:
         until = time.monotonic() + _PATIENCE
@@ -209,6 +225,7 @@ class AnswerLog:
     def items(self) -> list[Sampled]:
         """Return the rows of the session in order; another process may have added some."""
         with self._guarded():
+            self._check_facts()
             rows = self._db.execute("SELECT row, random FROM items ORDER BY position").fetchall()
         return [Sampled(row, random=bool(random)) for row, random in rows]
 
@@ -229,6 +246,7 @@ class AnswerLog:
     def add(self, events: Sequence[Event]) -> None:
         """Store events, all or none; what already stands is not stored again."""
         with self._guarded(), self._transaction():
+            self._check_facts()
             for event in events:
                 last = self._read(event.who, event.row)
                 if event.kind == "answer" and last and _same(last[-1][1], event):
@@ -261,6 +279,11 @@ class AnswerLog:
         """Store what a disagreement is settled to."""
         with self._guarded():
             self._db.execute("INSERT OR REPLACE INTO settled VALUES (?, ?, ?)", (row, value, who))
+
+    def unsettle(self, row: int) -> None:
+        """Forget what a disagreement was settled to."""
+        with self._guarded():
+            self._db.execute("DELETE FROM settled WHERE row = ?", (row,))
 
     def note_output(self, sha256: str) -> None:
         """Remember a file that is about to be written, so that a later run knows it."""

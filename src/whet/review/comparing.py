@@ -168,7 +168,7 @@ class Comparison:
                 scores[found.row] = float(np.mean(given))
         return scores
 
-    def panel(self, answered: Sequence[Answered], items: Sequence[Sampled]) -> dict[str, Any]:
+    def panel(self, answered: Sequence[Answered], *, live: bool) -> dict[str, Any]:
         """Return how often the proposal is better, for JSON.
 
         Returns
@@ -176,10 +176,11 @@ class Comparison:
         dict
             ``rows`` with a score, ``unsure`` rows without one that somebody saw, ``same`` (rows
             with a score of 0.5), ``better`` (the share of rows with a score above 0.5, an estimate
-            or None) and ``more``, as for labels.
+            or None) and ``more``, as for labels; ``live``, ``better`` is None: else each answer
+            would tell which side was the proposal.
         """
         scores = np.array(list(self._scores(answered).values()))
-        better = share(scores > 0.5) if len(scores) else None
+        better = share(scores > 0.5) if len(scores) and not live else None
         return {
             "rows": len(scores),
             "unsure": len(answered) - len(scores),
@@ -206,8 +207,12 @@ class Comparison:
         write_stream(self.out, table.schema, table.to_batches(), finish)
 
     def next_step(self, answered: Sequence[Answered]) -> str:
-        """Return the command that replaces demonstrations."""
-        return f"whet replace {shlex.quote(str(self.out))} --out refined.jsonl"
+        """Return the command that takes every proposal that people found better.
+
+        ``chosen`` has no limit on the share of rows that change: ILR's limit guards against judges
+        whose scores are unreliable.
+        """
+        return f"whet replace {shlex.quote(str(self.out))} --mode chosen --out refined.jsonl"
 
 
 def _text(value: Any) -> str:  # noqa: ANN401

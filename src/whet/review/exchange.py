@@ -179,7 +179,9 @@ def _events(entry: Any, where: str) -> Iterator[Event]:  # noqa: ANN401
                 yield _annotation(annotation, row, where)
     elif "responses" in entry:
         for response in entry["responses"].get(_QUESTION, []):
-            if response["value"] is not None:  # discarded there
+            # Drafts and discarded responses are no answers, and have a status that says so.
+            submitted = response.get("status") in (None, "submitted")
+            if submitted and response["value"] is not None:
                 who = f"argilla {response['user_id']}"
                 yield Event(who, int(entry["id"]), "answer", str(response["value"]), 0.0, "")
     elif "data" not in entry:  # a task of Label Studio that nobody has annotated

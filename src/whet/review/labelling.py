@@ -1,8 +1,8 @@
 """Gold labels: which rows people are asked for, what their labels say, and the table with them.
 
 A random sample in proportion to the annotator's labels serves estimates and training. Rows that
-were picked since annotator and classifier disagree about them are no random sample: their labels
-stand in a column of their own and enter no estimate.
+were picked since a refinement doubts them are no random sample: their labels stand in a column of
+their own and enter no estimate.
 """
 
 from __future__ import annotations
@@ -19,18 +19,21 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from whet.classify.inputs import warn_about_variants
 from whet.classify.labels import MISSING, Codes, Label, clean_labels, encode, find_classes
 from whet.corpus import REFINED_COLUMNS, require_column, text_column
 from whet.errors import WhetError, did_you_mean
 from whet.review.answers import Sampled
 from whet.review.panel import estimates
 from whet.review.sample import draw
-from whet.review.session import Answered, Session
+from whet.review.session import Answered, Session, outcome_counts
 from whet.store import read_json
 from whet.streams import write_stream
 from whet.tables import check_output, read_table
 
-STRATEGIES = ("random", "disagree")
+#: The columns of a refined table by which rows are picked: the highest, and the lowest, first.
+PICKS = {"disagree": "suspicion", "unsure": "refined_prob"}
+STRATEGIES = ("random", *PICKS)
 #: Rows of a sample unless told otherwise.
 N = 50
 #: What is added to the input: labels of the random sample, rows of its stratum that a label stands
@@ -48,30 +51,39 @@ def open_labels(
     n: int = N,
     seed: int = 0,
     show_pseudo: bool = False,
-    strategy: str = "random",
+    strategy: str | None = None,
 ) -> Session:
     """Return the session of people who label rows of a table; one that exists goes on.
 
     Parameters
     ----------
     source : path or table
-        See :func:`whet.tables.read_table`; with the strategy ``disagree`` a run folder or its
-        ``refined.parquet``.
+        See :func:`whet.tables.read_table`; with a strategy other than ``random`` a run folder or
+        its ``refined.parquet``.
     out : Path
         Table to write; the answers lie beside it.
     text : str, optional
-        Column of texts; default for a run folder: that and ``pseudo`` of the run.
+        Column of texts; default for a run folder: that of the run.
     pseudo : str, optional
-        Column of an annotator's labels: the sample is proportional to them.
+        Column of an annotator's labels: the sample is proportional to them; default for a run
+        folder: that of the run.
     classes : sequence of str
         In the order of the keys; default: those of ``pseudo``.
     n : int
-        Rows of the sample; of all rows if there are fewer. A session that had fewer gets more.
+        Rows of the sample, or with the other strategies all rows that the session picks; of all
+        rows if there are fewer. A session that had fewer gets more.
     seed : int
     show_pseudo : bool
         Let people see the annotator's label, which they then tend to repeat.
-    strategy : {"random", "disagree"}
-        ``disagree``: the n rows with the highest ``suspicion`` that have no label yet.
+    strategy : {"random", "disagree", "unsure"}, optional
+        ``disagree``: the n rows with the highest ``suspicion`` that have no label yet; ``unsure``:
+        those with the lowest ``refined_prob``. Default: ``random``, but a refined table needs a
+        choice.
+
+    Warns
+    -----
+    WhetWarning
+        If two classes differ only in case or spaces.
 
     Raises
     ------
@@ -79,7 +91,7 @@ def open_labels(
         If the table, its columns or the classes cannot be used, or ``out`` belongs to another
         session.
     """
-    if strategy not in STRATEGIES:
+    if strategy is not None and strategy not in STRATEGIES:
         raise WhetError(f"strategy = {strategy!r}{did_you_mean(strategy, STRATEGIES)}")
     if n < 1:
         raise WhetError(f"n = {n}: label at least one row")
@@ -90,25 +102,36 @@ def open_labels(
         raise WhetError(f"--out {out} is the input, which whet never changes: choose another file")
     name = "the table" if path is None else str(path)
     table = read_table(source if path is None else path)
-    if text is None:
-        text, pseudo = _columns_of_run(path, table, pseudo)
-    rows = _rows(table, name, text, pseudo, classes, strategy)
-    check_output(out, _without_refined(table, pseudo))
-    return Session(Labelling(rows, out, n, seed, show_pseudo, strategy))
-
-
-def _columns_of_run(path: Path | None, table: pa.Table, pseudo: str | None) -> tuple[str, str]:
-    """Return the columns of texts and pseudo-labels that a run folder names."""
-    if path is None or not (path.parent / "run.json").is_file():
+    if strategy is None and _is_refined(table):
         raise WhetError(
-            f"the column of texts of {'the table' if path is None else path} is not known: name it "
-            "with --text"
+            f"{name} is refined: choose --strategy disagree (the annotator's labels that are most "
+            "doubtful) or --strategy unsure (the refined labels that are least sure)"
         )
-    settings = read_json(path.parent / "run.json").get("settings", {})
-    named = pseudo or str(settings.get("pseudo"))
-    if named not in table.column_names:  # those of several annotators
-        named = _annotator_column(table)
-    return str(settings.get("text")), named
+    if path is not None and path.name == "refined.parquet":
+        text, pseudo = _columns_of_run(path, table, text, pseudo)
+    if text is None:
+        raise WhetError(f"the column of texts of {name} is not known: name it with --text")
+    rows = _rows(table, name, text, pseudo, classes, strategy or "random")
+    warn_about_variants(rows.classes)
+    check_output(out, _without_refined(table, pseudo))
+    return Session(Labelling(rows, out, n, seed, show_pseudo, strategy or "random"))
+
+
+def _columns_of_run(
+    path: Path, table: pa.Table, text: str | None, pseudo: str | None
+) -> tuple[str | None, str | None]:
+    """Return the columns of texts and pseudo-labels: as given, or else as the run has them."""
+    file = path.parent / "run.json"
+    settings = read_json(file).get("settings", {}) if file.is_file() else {}
+    if pseudo is None and "pseudo" in settings:
+        pseudo = str(settings["pseudo"])
+        if pseudo not in table.column_names:  # those of several annotators
+            pseudo = _annotator_column(table)
+    return text or settings.get("text"), pseudo
+
+
+def _is_refined(table: pa.Table) -> bool:
+    return {"suspicion", "refined_label"} <= set(table.column_names)
 
 
 def _annotator_column(table: pa.Table) -> str:
@@ -160,13 +183,13 @@ def _rows(
     """Check a table and its columns."""
     require_column(table, text, "--text", name)
     texts = text_column(table, text, name)
-    if strategy == "disagree":
-        if "suspicion" not in table.column_names:
+    if strategy in PICKS:
+        if PICKS[strategy] not in table.column_names:
             raise WhetError(
-                f"{name} has no column 'suspicion', by which --strategy disagree picks rows: give "
-                "the run folder that whet refine wrote, or its refined.parquet"
+                f"{name} has no column {PICKS[strategy]!r}, by which --strategy {strategy} picks "
+                "rows: give the run folder that whet refine wrote, or its refined.parquet"
             )
-        _suspicion(table)
+        _doubt(table, strategy)
     else:
         taken = next((c for c in (GOLD, WEIGHT, CHECKED, NOTE) if c in table.column_names), None)
         if taken is not None:
@@ -185,14 +208,16 @@ def _rows(
     return Rows(table, name, text, pseudo, texts, codes, known)
 
 
-def _suspicion(table: pa.Table) -> NDArray[np.float64]:
-    """Return the column ``suspicion``, 0 where it is empty."""
+def _doubt(table: pa.Table, strategy: str) -> NDArray[np.float64]:
+    """Return how doubtful each row is: from 0, not at all, also where the column is empty."""
+    column = PICKS[strategy]
     try:
-        return np.nan_to_num(np.array(table["suspicion"].to_pylist(), dtype=np.float64))
+        values = np.array(table[column].to_pylist(), dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise WhetError(
-            f"the column 'suspicion' holds no numbers ({error}): give what whet refine wrote"
+            f"the column {column!r} holds no numbers ({error}): give what whet refine wrote"
         ) from error
+    return np.nan_to_num(1 - values if strategy == "unsure" else values)
 
 
 def _classes(
@@ -242,7 +267,7 @@ def _encode(labels: list[Label | None], classes: list[Label], name: str) -> Code
 
 def _without_refined(table: pa.Table, pseudo: str | None) -> pa.Table:
     """Return a table without the columns of ``whet refine``, which would refuse them."""
-    if "suspicion" not in table.column_names or "refined_label" not in table.column_names:
+    if not _is_refined(table):
         return table
     annotator = _annotator_column(table)
     added = {*REFINED_COLUMNS, "annotator_label"} - {"pseudo_label", "annotator_label"}
@@ -291,7 +316,7 @@ class Labelling:
         """Return the classes, the seed, and hashes of the texts and the pseudo-labels.
 
         Of texts and not of the file, so that what ``whet refine`` made of a table continues its
-        session: with ``disagree`` even if the sample knew of no pseudo-labels.
+        session: with its doubtful rows even if the sample knew of no pseudo-labels.
         """
         texts = (text.encode("utf-8", "surrogatepass") for text in self.rows.texts)
         facts = {
@@ -308,7 +333,7 @@ class Labelling:
 
     def choose(self, known: list[Sampled]) -> list[Sampled]:
         """Return the rows of the session: those that it has, then as many as ``n`` asks for."""
-        if self.strategy == "disagree":
+        if self.strategy in PICKS:
             return [*known, *self._doubtful(known)]
         n = min(max(self.n, sum(item.random for item in known)), len(self.rows.texts))
         drawn = draw(self.rows.codes, n, self.seed)
@@ -322,16 +347,16 @@ class Labelling:
         return [*before, *(Sampled(row, random=True) for row in fresh)]
 
     def _doubtful(self, known: list[Sampled]) -> list[Sampled]:
-        """Return the rows with the highest suspicion, the highest first, that lack a label."""
-        suspicion = _suspicion(self.rows.table)
+        """Return the most doubtful rows that lack a label, the most doubtful first."""
+        doubt = _doubt(self.rows.table, self.strategy)
         labelled = {item.row for item in known}
         for name in (GOLD, CHECKED):
             if name in self.rows.table.column_names:
                 values = self.rows.table[name].to_pylist()
                 labelled |= {row for row, value in enumerate(values) if value not in (None, "")}
         wanted = self.n - sum(not item.random for item in known)
-        order = np.argsort(-suspicion, kind="stable").tolist()
-        picked = [row for row in order if suspicion[row] > 0 and row not in labelled]
+        order = np.argsort(-doubt, kind="stable").tolist()
+        picked = [row for row in order if doubt[row] > 0 and row not in labelled]
         return [Sampled(row, random=False) for row in picked[: max(wanted, 0)]]
 
     # --- what is shown ----------------------------------------------------------------------------
@@ -345,24 +370,31 @@ class Labelling:
         code = self.rows.codes[row]
         return None if code == MISSING else self.classes[code]
 
-    def panel(self, answered: Sequence[Answered], items: Sequence[Sampled]) -> dict[str, Any]:
-        """Return what the labels of the random sample say; see :func:`whet.review.panel.estimates`.
+    def panel(self, answered: Sequence[Answered], *, live: bool) -> dict[str, Any]:
+        """Return what the labels of the random sample say.
 
-        While labels of the annotator are hidden and rows remain, only every fifth answer moves the
-        numbers: else each would tell whether it is the annotator's.
+        Returns
+        -------
+        dict
+            Rows without a label, which no estimate counts: ``unsure`` (nobody gave a class) and
+            ``unsettled``; ``checked``, labels of picked rows; and what
+            :func:`whet.review.panel.estimates` returns. ``live``, while labels of the annotator
+            are hidden, only every fifth label moves these: else each would tell whether it is the
+            annotator's.
         """
-        random = {row.row: row for row in answered if row.random}
-        order = [item.row for item in items if item.row in random]
-        labelled = [row for row in order if random[row].label is not None]
-        if not self.show_pseudo and len(order) < sum(item.random for item in items):
+        random = [row for row in answered if row.random]
+        counts = outcome_counts(random)
+        labelled = [row for row in random if row.label is not None]
+        if live and not self.show_pseudo:
             labelled = labelled[: len(labelled) // 5 * 5]
-        given = [random[row].label for row in labelled]
-        gold = np.array([self.classes.index(str(label)) for label in given], dtype=np.int64)
+        gold = np.array([self.classes.index(str(row.label)) for row in labelled], dtype=np.int64)
+        rows = np.array([row.row for row in labelled], dtype=np.int64)
         codes = self.rows.codes if self.rows.pseudo is not None else None
         return {
-            "unsure": sum(row.label is None for row in random.values()),
+            "unsure": counts["unsure"],
+            "unsettled": counts["unsettled"],
             "checked": sum(row.label is not None for row in answered if not row.random),
-            **estimates(self.classes, gold, np.array(labelled, dtype=np.int64), codes),
+            **estimates(self.classes, gold, rows, codes),
         }
 
     # --- what is written --------------------------------------------------------------------------
@@ -370,8 +402,7 @@ class Labelling:
     def write(self, answered: Sequence[Answered], finish: Callable[[str], None]) -> None:
         """Write the input with the columns ``gold``, ``gold_weight``, ``checked``, ``gold_note``.
 
-        What an input of the strategy ``disagree`` holds in these columns stays, except for rows of
-        this session.
+        What a refined input holds in these columns stays, except for rows of this session.
         """
         table = _without_refined(self.rows.table, self.rows.pseudo)
         table = table.replace_schema_metadata(None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hmac
 import json
 import logging
@@ -14,7 +15,7 @@ import socket
 import sys
 import threading
 import webbrowser
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -66,6 +67,14 @@ ASSETS = {
 
 class _TooLarge(WhetError):
     """A request is longer than the page would ever send."""
+
+
+class _RowsLeft(WhetError):
+    """An annotator with rows left asks for what others have said."""
+
+
+#: What each error is in HTTP; any other of whet's is a bad request.
+STATUS: dict[type[WhetError], int] = {_TooLarge: 413, _RowsLeft: 403}
 
 
 Scope = MutableMapping[str, Any]
@@ -203,17 +212,35 @@ def _undo(session: Session, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _panel(session: Session, body: dict[str, Any]) -> dict[str, Any]:
-    return {"panel": session.panel(), "agreement": session.agreement()}
+    """Return the estimates; ``agreement`` is null for who has rows left."""
+    who = _text(body, "who", MOST_NAME)
+    agreement = session.agreement() if session.done(who) else None
+    return {"panel": session.panel(who), "agreement": agreement}
+
+
+def _who_is_done(session: Session, body: dict[str, Any]) -> str:
+    """Return the annotator's name, if what others said can no longer change an own answer."""
+    who = _text(body, "who", MOST_NAME)
+    if not session.done(who):
+        raise _RowsLeft(f"{who!r} has rows left: answer them before you see what others have said")
+    return who
 
 
 def _disagreements(session: Session, body: dict[str, Any]) -> dict[str, Any]:
+    _who_is_done(session, body)
     return {"rows": session.disagreements()}
 
 
 def _settle(session: Session, body: dict[str, Any]) -> dict[str, Any]:
-    value = _text(body, "value", MOST_CLASS)
-    session.settle(_row(body), value, _text(body, "who", MOST_NAME))
-    return _disagreements(session, body)
+    who = _who_is_done(session, body)
+    session.settle(_row(body), _text(body, "value", MOST_CLASS), who)
+    return {"rows": session.disagreements()}
+
+
+def _unsettle(session: Session, body: dict[str, Any]) -> dict[str, Any]:
+    _who_is_done(session, body)
+    session.unsettle(_row(body))
+    return {"rows": session.disagreements()}
 
 
 def _write(session: Session, body: dict[str, Any]) -> dict[str, Any]:
@@ -229,6 +256,7 @@ ACTS: dict[str, Act] = {
     "panel": _panel,
     "disagreements": _disagreements,
     "settle": _settle,
+    "unsettle": _unsettle,
     "write": _write,
 }
 
@@ -292,7 +320,7 @@ def application(session: Session, finish: Callable[[], None]) -> Starlette:
                 return _reply({"error": "not found"}, 404)
             return _reply(await run_in_threadpool(work, session, await _read_body(request)))
         except WhetError as error:
-            return _reply({"error": str(error)}, 413 if isinstance(error, _TooLarge) else 400)
+            return _reply({"error": str(error)}, STATUS.get(type(error), 400))
         except OSError as error:  # the disk is full, the folder is gone
             return _reply({"error": f"could not be written: {error.strerror or error}"}, 507)
 
@@ -350,30 +378,63 @@ def listen(port: int | None) -> socket.socket:
     return sock
 
 
-def _address_of(path: Path, port: int | None) -> tuple[socket.socket, str]:
-    """Return a listening socket and the token: those of the last start, where that can be.
+@contextlib.contextmanager
+def _address(path: Path, port: int | None) -> Iterator[tuple[socket.socket, str]]:
+    """Give a listening socket and the token: those of the last start, where that can be.
 
     A page that is still open then goes on after the command was started again, and sends the
-    answer that it has kept. The file is as private as the session beside it.
+    answer that it has kept. Who serves holds a lock on the file: a second server of the session
+    has an address of its own and keeps none, so that the page of the first one is not lost. The
+    file is as private as the session beside it.
     """
+    with contextlib.ExitStack() as stack:
+        sock = None if port is None else stack.enter_context(listen(port))  # may be refused
+        file = _locked(path)
+        if file is not None:
+            stack.callback(os.close, file)  # the lock ends with it, or with the process
+        last, token = _last_address(file)
+        if sock is None:
+            sock = stack.enter_context(_listen_again(last))
+        if file is not None:
+            with contextlib.suppress(OSError):  # then the next start has another address
+                kept = json.dumps({"port": sock.getsockname()[1], "token": token})
+                os.ftruncate(file, 0)
+                os.pwrite(file, kept.encode(), 0)
+        yield sock, token
+
+
+def _listen_again(last: int | None) -> socket.socket:
     try:
-        kept = json.loads(path.read_bytes())
+        return listen(last)
+    except WhetError:  # something else is there now
+        return listen(None)
+
+
+def _locked(path: Path) -> int | None:
+    """Open a file for this process alone; None if another one has it, or if it cannot be."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.fchmod(file, 0o600)
+    except OSError:
+        os.close(file)
+        return None
+    return file
+
+
+def _last_address(file: int | None) -> tuple[int | None, str]:
+    """Return port and token of the last start, or None and a new token."""
+    try:
+        kept = json.loads(b"" if file is None else os.pread(file, 1000, 0))
         last, token = kept["port"], str(kept["token"])
         if last not in range(1, 65536) or not re.fullmatch(r"[\w-]{32}", token, re.ASCII):
-            raise ValueError("not what was written below")
+            raise ValueError("not what was written above")
     except (OSError, ValueError, KeyError, TypeError):  # the first start, or damaged
-        last, token = None, secrets.token_urlsafe(24)
-    try:
-        sock = listen(port or last)
-    except WhetError:
-        if port is not None:
-            raise
-        sock = listen(None)
-    with contextlib.suppress(OSError):  # then the next start has another address
-        path.unlink(missing_ok=True)  # so that the mode below is that of a new file
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump({"port": sock.getsockname()[1], "token": token}, file)
-    return sock, token
+        return None, secrets.token_urlsafe(24)
+    return last, token
 
 
 def _has_window() -> bool:
@@ -389,7 +450,7 @@ def serve(session: Session, *, port: int | None, browser: bool, say: Callable[[s
     ----------
     session : Session
         What is labelled. Beside its file, ``gold.label.address`` keeps port and token for the
-        next start, readable by the owner only.
+        next start, readable by the owner only; a second server of the session keeps nothing.
     port : int or None
         Port on 127.0.0.1; None: that of the last start if it is free, else any free one.
     browser : bool
@@ -407,12 +468,10 @@ def serve(session: Session, *, port: int | None, browser: bool, say: Callable[[s
         require(module, "the page of 'whet label'")
     import uvicorn
 
-    sock, token = _address_of(session.path.with_suffix(".address"), port)
-
     def finish() -> None:
         server.should_exit = True
 
-    with sock:
+    with _address(session.path.with_suffix(".address"), port) as (sock, token):
         own_port = sock.getsockname()[1]
         config = uvicorn.Config(
             Guard(application(session, finish), token, own_port),

@@ -130,8 +130,12 @@ class Work(Protocol):
         """Return the first annotator's label."""
         ...
 
-    def panel(self, answered: Sequence[Answered], items: Sequence[Sampled]) -> dict[str, Any]:
-        """Return live estimates, for JSON."""
+    def panel(self, answered: Sequence[Answered], *, live: bool) -> dict[str, Any]:
+        """Return estimates, for JSON.
+
+        ``live``: for somebody who has rows left, from that person's answers in the order in which
+        they were given; no number may then tell what a single answer was compared with.
+        """
         ...
 
     def write(self, answered: Sequence[Answered], finish: Callable[[str], None]) -> None:
@@ -362,13 +366,39 @@ class Session:
             "median_seconds": statistics.median(e.seconds for e in answers) if answers else None,
         }
 
-    def panel(self) -> dict[str, Any]:
-        """Return live estimates from what has been answered, for JSON.
+    def done(self, who: str) -> bool:
+        """Return whether an annotator has no row left: each is answered, or was skipped twice.
+
+        An answer may be unsure. Until then nothing of the others' answers may be shown.
+        """
+        return self.next(who) is None
+
+    def panel(self, who: str | None = None) -> dict[str, Any]:
+        """Return estimates from what has been answered, for JSON.
 
         See :meth:`whet.review.labelling.Labelling.panel` and
         :meth:`whet.review.comparing.Comparison.panel`.
+
+        Parameters
+        ----------
+        who : str, optional
+            To whom they are shown: until :meth:`done`, from that annotator's own answers only, so
+            that the others' do not influence the next one. None: from all answers.
         """
-        return self._work.panel(self.answered(), self._log.items())
+        if who is None or self.done(who):
+            return self._work.panel(self.answered(), live=False)
+        who, random = _name(who), {item.row: item.random for item in self._log.items()}
+        last: dict[int, Event] = {}
+        for event in self._log.events():
+            if event.who == who:
+                last.pop(event.row, None)  # so that the order is that of the last answers
+                last[event.row] = event
+        own = [
+            Answered(row, random[row], {who: event.value})
+            for row, event in last.items()
+            if event.kind == "answer"
+        ]
+        return self._work.panel(own, live=True)
 
     def agreement(self) -> dict[str, Any]:
         """Return how far annotators agree, for JSON.
@@ -407,7 +437,7 @@ class Session:
         ]
 
     def settle(self, row: int, value: str, who: str) -> None:
-        """Store what a disagreement is settled to.
+        """Store what a disagreement is settled to, in place of what it was settled to before.
 
         Raises
         ------
@@ -419,6 +449,17 @@ class Session:
         if not any(found.row == row and found.disputed for found in self.answered()):
             raise WhetError(f"row {row} has no two different answers: there is nothing to settle")
         self._log.settle(row, value, _name(who))
+
+    def unsettle(self, row: int) -> None:
+        """Open a disagreement again; one that is open stays so.
+
+        Raises
+        ------
+        WhetError
+            If the row is not of this session.
+        """
+        self._check_row(row)
+        self._log.unsettle(row)
 
     def write(self) -> Path:
         """Write the output from what has been answered so far, and return its path."""

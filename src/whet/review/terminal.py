@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TextIO
+from typing import Any, TextIO
 
 from whet.errors import WhetError
 from whet.review.session import Item, Session
@@ -36,6 +36,17 @@ def _inert(character: str) -> str:
     return " " if character.isspace() and character in "\xa0\u3000" else ascii(character)[1:-1]
 
 
+def inert_line(text: str) -> str:
+    r"""Return a name or a class as :func:`inert` does, on one line.
+
+    Examples
+    --------
+    >>> inert_line("a\nb\u202ec")
+    'a\\nb\\u202ec'
+    """
+    return inert(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def label_in_terminal(
     session: Session, who: str, lines: TextIO, say: Callable[[str], None]
 ) -> None:
@@ -52,11 +63,11 @@ def label_in_terminal(
         Prints one line.
     """
     asker = _Asker(session, who, lines, say)
-    say(f"{inert(session.title)}: type {asker.keys}, then Enter.")
+    say(f"{inert_line(session.title)}: type {asker.keys}, then Enter.")
     say(_HELP)
     with suppress(_Quit):
         asker.rows()
-        asker.disagreements()
+        asker.disagreements()  # only now: until then nobody learns what another answered
 
 
 class _Quit(Exception):
@@ -73,7 +84,7 @@ class _Asker:
         self.numbers: dict[str, str] = {}
         if not any(name.isdecimal() for name in session.classes):  # else 1 might be class or key
             self.numbers = {str(key): name for key, name in enumerate(session.classes, start=1)}
-        shown = [inert(name) for name in session.classes]
+        shown = [inert_line(name) for name in session.classes]
         if self.numbers:
             shown = [f"{key} for {name}" for key, name in zip(self.numbers, shown, strict=True)]
         self.keys = ", ".join(shown)
@@ -99,7 +110,7 @@ class _Asker:
             word, _, rest = typed.partition(" ")
             if word == "n":
                 note = rest.strip()
-                self.say(f"note: {inert(note)}")
+                self.say(f"note: {inert_line(note)}")
             elif typed == "m":
                 self._show(item, whole=True)
             elif typed == "u":
@@ -113,25 +124,50 @@ class _Asker:
                 return None
 
     def disagreements(self) -> None:
-        """Ask what the unsettled disagreements shall be."""
-        for found in self.session.disagreements():
-            if found["settled"] is not None:
-                continue
-            said = ", ".join(f"{inert(who)}: {inert(x)}" for who, x in found["answers"].items())
-            self._show(self.session.item(found["row"]))
-            self.say(f"Settle: {said} (s leaves it open)")
-            while (typed := self._read()) != "s":
-                value = self._class(typed)
-                if value is not None:
-                    self.session.settle(found["row"], value, self.who)
-                    break
-                self.say(f"Type {self.keys}.")
+        """Ask what the disagreements shall be; ``u`` opens settled ones again, the last one first.
+
+        Never an answer: those are taken back while rows are asked.
+        """
+        found = self.session.disagreements()
+        settled = [dispute for dispute in found if dispute["settled"] is not None]
+        waiting = [dispute for dispute in found if dispute["settled"] is None]
+        while waiting or settled:
+            if waiting:
+                typed = self._settle(waiting[0])
+            else:
+                self.say(f"{len(settled)} settled: u opens the last of them again, Enter ends.")
+                typed = self._read()
+                if typed != "u":
+                    return
+            if typed != "u":
+                dispute = waiting.pop(0)
+                settled += [dispute] if typed is None else []
+            elif settled:
+                waiting.insert(0, settled.pop())
+                self.session.unsettle(waiting[0]["row"])
+            else:
+                self.say("There is nothing to undo.")
+
+    def _settle(self, dispute: dict[str, Any]) -> str | None:
+        """Ask until a disagreement is settled; return ``s`` or ``u`` if one was typed instead."""
+        said = ", ".join(
+            f"{inert_line(who)}: {inert_line(x)}" for who, x in dispute["answers"].items()
+        )
+        self._show(self.session.item(dispute["row"]))
+        self.say(f"Settle: {said} (s leaves it open, u opens the last settled one again)")
+        while (typed := self._read()) not in ("s", "u"):
+            value = self._class(typed)
+            if value is not None:
+                self.session.settle(dispute["row"], value, self.who)
+                return None
+            self.say(f"Type {self.keys}.")
+        return typed
 
     def _answer(self, item: Item, typed: str, seconds: float, note: str) -> bool:
         """Store an answer, and return whether there was one."""
         value = None if typed == "?" else self._class(typed)
         if value is None and typed != "?":
-            self.say(f"{inert(typed)} is neither: type {self.keys}, or {_HELP}")
+            self.say(f"{inert_line(typed)} is neither: type {self.keys}, or {_HELP}")
             return False
         limit = self.session.seconds
         if limit is not None and seconds > limit:
@@ -166,6 +202,6 @@ class _Asker:
             if len(text) > _LONGEST and not whole:
                 self.say(f"({len(text) - _LONGEST:,} more characters: m shows them)")
         if self.session.show_pseudo and item.pseudo is not None:
-            self.say(f"(annotator: {inert(item.pseudo)})")
+            self.say(f"(annotator: {inert_line(item.pseudo)})")
         if item.answered is not None:
-            self.say(f"(you had answered {inert(item.answered)})")
+            self.say(f"(you had answered {inert_line(item.answered)})")

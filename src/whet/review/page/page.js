@@ -2,7 +2,7 @@
 
 import { ask, Refused, tryAsk } from "./server.js";
 import { drawPanel } from "./panel.js";
-import { make, named, Pane } from "./text.js";
+import { make, named, Pane, visible } from "./text.js";
 
 const OWN_KEYS = "uspnh"; // undo, skip, the annotator's label, note, help
 const CLASS_KEYS = [..."123456789abcdefghijklmnopqrstuvwxyz"].filter((key) => !OWN_KEYS.includes(key));
@@ -27,6 +27,7 @@ let commands = []; // of the row or view on the page: {keys, cap, name, act, but
 let busy = false; // an answer is under way: nothing else until it is on disk
 let pseudoShown = true;
 let settling = null; // the disagreements, while they are being settled
+let settlements = []; // what this person settled on this page, the last one last: {row, was}
 let spent = 0; // milliseconds on this row while the page was in view
 let since = null;
 
@@ -101,6 +102,11 @@ async function send(path, body = {}) {
   }
 }
 
+/** Say that a key was not taken. It is not kept for the next row, which nobody had read by then. */
+function drop(dropped) {
+  at("dropped").textContent = dropped ? "That was not taken: the answer before it was still being stored." : "";
+}
+
 let drawing = false;
 let drawAgain = false;
 
@@ -113,14 +119,14 @@ async function refreshPanel() {
   drawing = true;
   do {
     drawAgain = false;
-    const found = await tryAsk("api/panel", {});
-    if (found) {
-      // Until a person is done, nothing tells how others have answered the row just answered.
-      const done = view === "end" || settling !== null;
-      const { disagreements, settled } = found.agreement;
+    const asked = who;
+    const found = await tryAsk("api/panel", { who });
+    if (found && asked === who) {
+      // null until this person is done: nothing may tell how others have answered
+      const { disagreements, settled } = found.agreement ?? { disagreements: 0, settled: 0 };
       at("settle-open").hidden = about.kind !== "label" || disagreements === 0;
-      at("settle-open").textContent = done ? `Settle (${disagreements - settled})` : "Settle";
-      drawPanel(at("panel"), about, progress, done, found);
+      at("settle-open").textContent = `Settle (${disagreements - settled})`;
+      drawPanel(at("panel"), about, progress, found);
     }
   } while (drawAgain);
   drawing = false;
@@ -148,7 +154,7 @@ function drawProgress() {
   at("bar").max = Math.max(progress.total, 1);
   at("bar").value = done;
   at("count").textContent = `${done} of ${progress.total}`;
-  document.title = `${done}/${progress.total} ${about.title}`;
+  document.title = `${done}/${progress.total} ${visible(about.title)}`;
 }
 
 /** Show the next row, or the end. */
@@ -184,6 +190,7 @@ function drawPanes() {
   const names = { text: "Text", prompt: "Prompt", left: "Left", right: "Right" };
   panes = Object.entries(item.shown).map(([name, text]) => new Pane(names[name], text, `of-${name}`));
   at("panes").replaceChildren(...panes.map((pane) => pane.element));
+  at("find-box").hidden = panes.length === 0;
   mark();
 }
 
@@ -196,7 +203,7 @@ function mark() {
 function drawPseudo() {
   const known = about.show_pseudo && item.pseudo !== null && pseudoShown;
   at("before").hidden = !known;
-  at("before").replaceChildren(...(known ? ["The annotator says ", named(item.pseudo, "strong")] : []));
+  at("before").replaceChildren(...(known ? ["The annotator says ", make("strong", {}, named(item.pseudo))] : []));
 }
 
 function answerCommands(act) {
@@ -236,11 +243,13 @@ function drawButtons(list) {
     return button;
   });
   const isAnswer = (_, k) => list[k].value !== undefined;
-  at("answers").replaceChildren(...made.filter(isAnswer));
-  at("answers").classList.toggle("many", about.classes.length > MANY_CLASSES);
+  const answers = made.filter(isAnswer);
+  at("answers").replaceChildren(...answers);
+  at("answers").classList.toggle("many", answers.length > MANY_CLASSES);
   at("actions").replaceChildren(...made.filter((_, k) => !isAnswer(_, k)));
-  at("filter-box").hidden = about.classes.length <= MANY_CLASSES;
+  at("filter-box").hidden = answers.length <= MANY_CLASSES;
   at("filter").value = "";
+  at("unmatched").textContent = "";
 }
 
 async function presentEnd() {
@@ -254,7 +263,7 @@ async function presentEnd() {
   say("All rows are done.");
   const written = await send("write");
   if (!written || view !== "end") return;
-  at("end-path").replaceChildren("Written to ", named(written.path, "code"));
+  at("end-path").replaceChildren("Written to ", make("code", {}, named(written.path)));
   // a line may end between two words only, not at the hyphens of a flag
   const words = written.command.split(" ").map((word) => make("span", { textContent: word }));
   at("end-command").replaceChildren(...words.flatMap((word, k) => (k ? [" ", word] : [word])));
@@ -279,9 +288,10 @@ function pause(title, text, next) {
   refreshPanel();
 }
 
-/** Put the keyboard on the row: there the arrow keys scroll a long text. */
+/** Put the keyboard on the row, where the arrow keys scroll; without single keys on its answers. */
 function toRow() {
-  if (keysOn()) panes[0]?.scroll.focus({ preventScroll: true });
+  const place = keysOn() ? panes[0]?.scroll : at("answers").querySelector("button:not([hidden])");
+  (place ?? at("row-title")).focus({ preventScroll: true });
 }
 
 // --- what a key does -----------------------------------------------------------------------------
@@ -321,6 +331,7 @@ async function undo() {
 }
 
 async function run(command) {
+  drop(busy);
   if (busy) return;
   trouble("");
   command.button?.classList.add("pressed");
@@ -347,8 +358,11 @@ document.addEventListener("keydown", (event) => {
     if (event.key === "Escape" || (event.key === "Enter" && view === "work")) leaveField(event);
     return;
   }
-  if (event.target.closest?.("button, summary, a") && (event.key === "Enter" || event.key === " ")) return;
-  if (event.repeat || !keysOn()) return; // a key held down is one answer
+  if (event.target.closest?.("button, summary, a") && (event.key === "Enter" || event.key === " ")) {
+    if (event.repeat) event.preventDefault(); // a key held down is one answer
+    return;
+  }
+  if (event.repeat || !keysOn()) return;
   for (const key of namesOf(event)) {
     const command = commands.concat(pageCommands()).find(({ keys }) => keys.includes(key));
     if (command) {
@@ -362,7 +376,8 @@ document.addEventListener("keydown", (event) => {
 function leaveField(event) {
   if (event.target === at("filter") && event.key === "Enter" && at("filter").value.trim()) {
     const first = commands.find(({ value, button }) => value !== undefined && !button.hidden);
-    if (first) run(first);
+    if (!first) return; // nothing was found: what is typed next is still meant for the box
+    run(first);
   }
   event.preventDefault();
   event.target.blur();
@@ -397,54 +412,77 @@ async function openSettle() {
   if (found) presentSettle(found.rows);
 }
 
-function presentSettle(rows, from = 0) {
+/** Show the next open disagreement after a row, or that there is none. */
+function presentSettle(rows, row) {
   settling = rows;
-  const open = rows.findIndex((row, k) => k >= from && row.settled === null);
-  const k = open >= 0 ? open : rows.findIndex((row) => row.settled === null);
-  if (k >= 0) return presentDisagreement(k);
-  say("All disagreements are settled.");
-  goBack();
-  trouble("");
+  const open = rows.flatMap(({ settled }, k) => (settled === null ? [k] : []));
+  const here = rows.findIndex((found) => found.row === row);
+  presentDisagreement(open.find((k) => k > here) ?? open[0] ?? -1);
 }
 
+/** Show one disagreement; with -1 the list only, so that no key changes what is settled. */
 function presentDisagreement(k) {
-  const row = settling[k];
-  item = { ...row, answered: row.settled, note: "", pseudo: null };
+  const found = settling[k] ?? { shown: {}, settled: null };
+  item = { ...found, answered: found.settled, note: "", pseudo: null };
   show("work");
   const left = settling.filter(({ settled }) => settled === null).length;
-  at("row-title").textContent = `Settle a disagreement, ${left} left`;
+  at("row-title").textContent = k < 0 && left === 0 ? "All settled" : `Settle a disagreement, ${left} left`;
   drawPanes();
   drawPseudo();
   setNote("");
   drawAnswers(k);
   refreshPanel();
-  const settle = async (value) => {
-    const found = await send("settle", { row: row.row, value });
-    if (found) presentSettle(found.rows, k + 1);
-  };
   const list = [
-    ...answerCommands(settle),
-    { keys: ["s"], cap: "s", name: "Next", act: () => presentDisagreement((k + 1) % settling.length) },
+    ...(k < 0 ? [] : settleCommands(k)),
+    { keys: ["u"], cap: "u", name: "Undo", act: unsettle },
     { keys: ["Escape"], cap: "Esc", name: "Back to the rows", act: goBack },
   ];
   use(list);
   drawButtons(list);
   at("clock").hidden = true;
   toRow();
-  const said = Object.entries(row.answers).map(([name, value]) => `${name} says ${value}`).join(", ");
-  say(`Disagreement ${k + 1} of ${settling.length}. ${said}. ${panes[0].text.slice(0, 300)}`);
+  sayDisagreement(k);
+}
+
+function settleCommands(k) {
+  const { row, settled } = settling[k];
+  const settle = async (value) => {
+    const found = await send("settle", { row, value });
+    if (!found) return;
+    settlements.push({ row, was: settled });
+    presentSettle(found.rows, row);
+  };
+  const next = () => presentDisagreement((k + 1) % settling.length);
+  return [...answerCommands(settle), { keys: ["s"], cap: "s", name: "Next", act: next }];
+}
+
+/** Take the last settlement back, never an answer: those are undone among the rows. */
+async function unsettle() {
+  const last = settlements.pop();
+  if (!last) return trouble("Nothing was settled since you came: open a row in the list to change it.");
+  const { row, was } = last;
+  const found = await (was === null ? send("unsettle", { row }) : send("settle", { row, value: was }));
+  if (!found) return;
+  settling = found.rows;
+  presentDisagreement(settling.findIndex((one) => one.row === row));
+}
+
+function sayDisagreement(k) {
+  if (k < 0) return say(at("row-title").textContent);
+  const said = Object.entries(settling[k].answers).map(([name, value]) => `${name} says ${visible(value)}`);
+  say(`Disagreement ${k + 1} of ${settling.length}. ${said.join(", ")}. ${panes[0].text.slice(0, 300)}`);
 }
 
 function drawAnswers(k) {
-  const chips = Object.entries(settling[k].answers).map(([name, value]) =>
-    make("li", {}, named(name), " says ", named(value, "strong")),
+  const chips = Object.entries(settling[k]?.answers ?? {}).map(([name, value]) =>
+    make("li", {}, named(name), " says ", make("strong", {}, named(value))),
   );
   const list = settling.map((row, n) => {
     const state = row.settled === null ? "open" : "settled: ";
     const button = make("button", { type: "button" }, `${n + 1} ${state}`);
     if (row.settled !== null) button.append(named(row.settled));
     if (n === k) button.setAttribute("aria-current", "true");
-    button.addEventListener("click", () => presentDisagreement(n));
+    button.addEventListener("click", () => run({ act: () => presentDisagreement(n) }));
     return make("li", {}, button);
   });
   at("answers-of").replaceChildren(
@@ -484,6 +522,10 @@ function askName() {
 }
 
 async function begin(name) {
+  if (name !== who) {
+    settlements = [];
+    at("settle-open").hidden = at("panel").hidden = true; // it is another person's
+  }
   who = name;
   at("who").textContent = who;
   const next = await send("next");
@@ -504,38 +546,45 @@ at("start-form").addEventListener("submit", (event) => {
 });
 
 window.addEventListener("hashchange", () => {
-  if (nameInAddress() && nameInAddress() !== who) begin(nameInAddress());
+  if (nameInAddress() && nameInAddress() !== who) run({ act: () => begin(nameInAddress()) });
 });
+
+async function finish() {
+  if (!(await send("finish"))) return;
+  use([]);
+  show("over");
+  at("settle-open").hidden = true;
+  at("over-title").focus();
+}
 
 // --- all the rest --------------------------------------------------------------------------------
 
 at("find").addEventListener("input", mark);
 at("filter").addEventListener("input", () => {
   const wanted = at("filter").value.trim().toLocaleLowerCase();
-  for (const { value, name, button } of commands) {
-    if (value !== undefined) button.hidden = !name.toLocaleLowerCase().includes(wanted);
-  }
+  const answers = commands.filter(({ value }) => value !== undefined);
+  for (const { name, button } of answers) button.hidden = !name.toLocaleLowerCase().includes(wanted);
+  const none = answers.every(({ button }) => button.hidden);
+  at("unmatched").textContent = none ? "No label has this in its name." : "";
 });
 at("help-open").addEventListener("click", openHelp);
-at("help").addEventListener("close", () => view === "work" && toRow());
-at("who-open").addEventListener("click", askName);
-at("settle-open").addEventListener("click", openSettle);
-at("pause-undo").addEventListener("click", undo);
-at("end-undo").addEventListener("click", undo);
-at("finish").addEventListener("click", async () => {
-  if (!(await send("finish"))) return;
-  use([]);
-  show("over");
-  at("settle-open").hidden = true;
-  at("over-title").focus();
-});
+at("help").addEventListener("close", () => view === "work" && keysOn() && toRow());
+for (const [id, act] of [
+  ["who-open", askName],
+  ["settle-open", openSettle],
+  ["pause-undo", undo],
+  ["end-undo", undo],
+  ["finish", finish],
+]) {
+  at(id).addEventListener("click", () => run({ act }));
+}
 setInterval(tick, 200);
 
 about = await ask("api/about", undefined, lost).catch((error) => trouble(error.message));
 if (about) {
-  at("title").textContent = about.title;
+  at("title").textContent = visible(about.title);
   at("work").className = about.kind;
-  document.title = about.title;
+  document.title = visible(about.title);
   who = nameInAddress();
   at("who").textContent = who;
   if (who && about.seconds === null) begin(who);

@@ -77,21 +77,34 @@ function morePart(of, more) {
   return part("What more rows would buy", table(caption, rows, ["", "width"]));
 }
 
-function labelParts(panel, about) {
-  const parts = [];
-  if (panel.labels.length > 0) {
-    const each = panel.labels.flatMap(({ label, right }) => rowsOf(["says ", named(label)], right, percent));
-    parts.push(
-      part(
-        "How often the annotator is right",
-        table("Over all rows, and by what it says", [...rowsOf("overall", panel.accuracy, percent), ...each]),
-        make("p", {
-          className: "quiet",
-          textContent: about.show_pseudo ? "" : "Moves with every fifth label, so that it gives no row away.",
-        }),
-      ),
-    );
+function rightPart(panel, moves) {
+  const each = panel.labels.flatMap(({ label, right }) => rowsOf(["says ", named(label)], right, percent));
+  // A share and an estimate that starts from a prior must not stand in one column: 3 right of 3 are
+  // 100 % of the first and less of the second.
+  const content = [
+    table("Over all rows, as counted", rowsOf("overall", panel.accuracy, percent)),
+    table("By what it says: estimates that start from chance, so that a few rows move them little", each, [
+      "",
+      "estimate",
+      "95 % interval",
+      "n",
+    ]),
+  ];
+  const left = panel.unsure + panel.unsettled;
+  if (left > 0) {
+    const what = `${panel.unsure} unsure, ${panel.unsettled} unsettled`;
+    const textContent = `Without the rows left open (${what}): too high if those are the hard ones.`;
+    content.push(make("p", { className: "quiet", textContent }));
   }
+  if (moves) {
+    const textContent = "Moves with every fifth label, so that it gives no row away.";
+    content.push(make("p", { className: "quiet", textContent }));
+  }
+  return part("How often the annotator is right", ...content);
+}
+
+function labelParts(panel, moves) {
+  const parts = panel.labels.length > 0 ? [rightPart(panel, moves)] : [];
   const shares = panel.classes.flatMap(({ class: name, share }) => rowsOf([named(name)], share, percent));
   parts.push(part("How frequent the classes are", table("Of all rows", shares)));
   if (panel.rows >= FEW) {
@@ -101,7 +114,7 @@ function labelParts(panel, about) {
   return parts;
 }
 
-// Only when all is answered: until then it would tell which answers are proposals.
+// `better` is null until all is answered: it would tell which answers are proposals.
 function compareParts(panel) {
   if (!panel.better) return [];
   const rows = rowsOf("better", panel.better, percent);
@@ -124,15 +137,12 @@ function agreementPart({ pairs, disagreements, settled }) {
   );
 }
 
-/**
- * Fill the panel from what the server says.
- * @param {boolean} done whether this person has answered all rows, or settles disagreements
- */
-export function drawPanel(element, about, progress, done, { panel, agreement }) {
+/** Fill the panel from what the server says; it tells of agreement only who has no row left. */
+export function drawPanel(element, about, progress, { panel, agreement }) {
   const parts = [pace(progress)];
-  if (about.kind === "label") parts.push(...labelParts(panel, about));
-  else if (done) parts.push(...compareParts(panel));
-  if (done && agreement.pairs.length > 0) parts.push(agreementPart(agreement));
+  if (about.kind === "label") parts.push(...labelParts(panel, !about.show_pseudo && agreement === null));
+  else parts.push(...compareParts(panel));
+  if (agreement?.pairs.length > 0) parts.push(agreementPart(agreement));
   element.replaceChildren(...parts);
   element.hidden = false;
 }

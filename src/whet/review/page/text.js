@@ -5,6 +5,7 @@ const SHOWN = 100_000;
 const MOST_MARKS = 1000;
 // Browsers lay out one block in a time that grows with the square of its length.
 const BLOCK = 8000;
+const LONG_NAME = 60;
 
 /** Make an element: its tag, properties, and children (elements or strings). */
 export function make(tag, properties = {}, ...children) {
@@ -17,9 +18,28 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
-/** Make a name that somebody else chose; marks of direction in it stay inside. */
-export function named(text, tag = "bdi") {
-  return make(tag, { textContent: text });
+const ESCAPES = { "\n": "\\n", "\r": "\\r", "\t": "\\t" };
+
+function escape(character) {
+  const code = character.codePointAt(0).toString(16);
+  if (code.length <= 2) return ESCAPES[character] ?? `\\x${code.padStart(2, "0")}`;
+  return code.length <= 4 ? `\\u${code.padStart(4, "0")}` : `\\U${code.padStart(8, "0")}`;
+}
+
+/** Write a name's control characters and marks of direction as escapes: as the terminal does. */
+export function visible(text) {
+  // joiners stay, which scripts and emoji need
+  return text.replace(/(?![\u200C\u200D])[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Zl}\p{Zp}]/gu, escape);
+}
+
+/** Make a name that somebody else chose; a long one is cut by the style, and whole in its title. */
+export function named(text) {
+  const name = make("bdi", { textContent: visible(text) });
+  if (name.textContent.length > LONG_NAME) {
+    name.className = "long-name";
+    name.title = name.textContent;
+  }
+  return name;
 }
 
 function wordsOf(query) {
