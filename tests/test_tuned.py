@@ -299,7 +299,8 @@ def test_the_command_refines_and_predicts(method, here, bert, data):
     assert ended.code == 0, ended.err
     assert all(line.startswith("whet: ") for line in ended.err.splitlines())
     held = {path.name for path in Path("run").iterdir()}
-    assert held == {"refined.parquet", "model", "run.json", "rounds", "settings.json"}
+    told = {"run.json", "settings.json", "summary.json", "report.html"}
+    assert held == {"refined.parquet", "model", "rounds"} | told
     manifest = json.loads(Path("run/run.json").read_text())
     rounds = 2 if method == "tsp" else 1
     assert (len(manifest["rounds"]), manifest["settings"]["epochs"]) == (rounds, 1)
