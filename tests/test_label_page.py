@@ -160,6 +160,13 @@ def until_says(page, selector, text):
     )
 
 
+def until_shows(page, text):
+    """Wait until the panel shows a text, with a tab between the cells of a row."""
+    page.wait_for_function(
+        "text => document.querySelector('#panel').innerText.includes(text)", arg=text
+    )
+
+
 def right_key(page):
     return "2" if "PRIZE" in shown(page) else "1"
 
@@ -525,11 +532,10 @@ def test_the_panel_says_what_the_session_says(tmp_path, visit):
         page = visit(address, "ann")
         label_all(page)
         panel = session.panel()
-        until_says(page, "#panel", "200 rows")
-        text = page.inner_text("#panel")
         for found in (panel["accuracy"], *(label["right"] for label in panel["labels"])):
             low, high = (f"{100 * found[end]:.0f} %" for end in ("low", "high"))
-            assert f"{100 * found['value']:.0f} %\t{low} to {high}\t{found['n']}" in text
+            until_shows(page, f"{100 * found['value']:.0f} %\t{low} to {high}\t{found['n']}")
+        text = page.inner_text("#panel")
         for more in panel["more"]:
             assert f"{more['n']} rows\t{100 * more['width']:.0f} points" in text
 
