@@ -324,7 +324,27 @@ def write(
     if not finished:
         return
     seeds = {k: Seed.read(arguments.work / f"seed-{k}" / "run") for k in finished}
-    name = "ilr-toy" if arguments.toy else "ilr"
+    tables = [
+        *unreliability(seeds),
+        *arms_table(seeds),
+        *rounds_table(seeds),
+        *judge_table(seeds),
+        *cost_table(seeds),
+        *tuning_table(chosen),
+    ]
+    title = "Label refinement and preference optimisation on chains"
+    publish(arguments, "ilr", title, seeds, tables)
+
+
+def publish(
+    arguments: argparse.Namespace,
+    script: str,
+    title: str,
+    seeds: Mapping[int, Seed],
+    tables: Sequence[str],
+) -> None:
+    """Write every round of every arm as Parquet, and the tables as Markdown."""
+    name = script.replace("_", "-") + "-toy" * arguments.toy
     records = [
         {
             "seed": k,
@@ -338,24 +358,19 @@ def write(
         for record in found["rounds"]
     ]
     write_parquet(arguments.out / f"{name}.parquet", pa.Table.from_pylist(records))
-    command = shlex.join(["python", "benchmarks/ilr.py", *sys.argv[1:]])
+    command = shlex.join(["python", f"benchmarks/{script}.py", *sys.argv[1:]])
     lines = [
-        "# Label refinement and preference optimisation on chains",
+        f"# {title}",
         "",
         f"    {command}",
         "",
         f"whet {__version__}, {platform.platform()}, Python {platform.python_version()}, one "
-        f"thread. Seeds: {', '.join(map(str, finished))}. Conditions, fixed before the run: the "
-        f"beginning of [ilr.py](../ilr.py). Every round of every arm: [{name}.parquet]({name}"
-        ".parquet).",
+        f"thread. Seeds: {', '.join(map(str, seeds))}. Conditions, fixed before the run: the "
+        f"beginning of [{script}.py](../{script}.py). Every round of every arm: [{name}.parquet]"
+        f"({name}.parquet).",
         "",
         *(["**A toy run: it shows that the code works, and nothing else.**", ""] * arguments.toy),
-        *unreliability(seeds),
-        *arms_table(seeds),
-        *rounds_table(seeds),
-        *judge_table(seeds),
-        *cost_table(seeds),
-        *tuning_table(chosen),
+        *tables,
     ]
     text = "\n".join(lines) + "\n"
     write_atomic(arguments.out / f"{name}.md", lambda file: file.write(text.encode()))

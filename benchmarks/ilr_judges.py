@@ -24,14 +24,10 @@ from __future__ import annotations
 
 import argparse
 import gc
-import platform
-import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from ilr import (
     SEEDS,
     TOY,
@@ -39,14 +35,13 @@ from ilr import (
     Seed,
     Size,
     interval,
+    publish,
     run_seed,
     shown,
     tune,
 )
 
-from whet import __version__
 from whet.cli._progress import ProgressReporter
-from whet.store import write_atomic, write_parquet
 
 ACCURACIES, TUNED_AT, NAME = (0.6, 0.75, 0.9, 1.0), 0.75, "judges"
 METHODS = ("ilr", "ilr-tuned", "dpo")
@@ -75,7 +70,10 @@ def main() -> None:
         for seed in sorted({*SEEDS, *arguments.seeds})
         if (arguments.work / f"seed-{seed}" / NAME / "run.json").is_file()
     ]
-    write(arguments, size, chosen, finished)
+    if finished:
+        seeds = {k: Seed.read(arguments.work / f"seed-{k}" / NAME) for k in finished}
+        title = "Label refinement and DPO under judges of known accuracy"
+        publish(arguments, "ilr_judges", title, seeds, [*table(seeds), *tuning(chosen)])
 
 
 def arms_of(chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,45 +86,6 @@ def arms_of(chosen: Mapping[str, Any]) -> dict[str, Any]:
         arms[f"ilr-tuned {accuracy:g}"] = {"like": "ilr", "judge": judge, "alpha": chosen["alpha"]}
         arms[f"dpo {accuracy:g}"] = {"like": "dpo", "judge": judge, "train": train}
     return arms
-
-
-def write(
-    arguments: argparse.Namespace, size: Size, chosen: Mapping[str, Any], finished: list[int]
-) -> None:
-    """Write the tables of the seeds that are finished."""
-    if not finished:
-        return
-    seeds = {k: Seed.read(arguments.work / f"seed-{k}" / NAME) for k in finished}
-    name = "ilr-judges-toy" if arguments.toy else "ilr-judges"
-    records = [
-        {
-            "seed": k,
-            "arm": arm,
-            "halted": found["halted"],
-            **{key: record.get(key) for key in ("round", "label_accuracy", "accepted", "steps")},
-            "accuracy": record["score"]["value"],
-        }
-        for k, seed in seeds.items()
-        for arm, found in seed.manifest["arms"].items()
-        for record in found["rounds"]
-    ]
-    write_parquet(arguments.out / f"{name}.parquet", pa.Table.from_pylist(records))
-    command = shlex.join(["python", "benchmarks/ilr_judges.py", *sys.argv[1:]])
-    toy = ["**A toy run: it shows that the code works, and nothing else.**", ""]
-    lines = [
-        *("# Label refinement and DPO under judges of known accuracy", "", f"    {command}", ""),
-        f"whet {__version__}, {platform.platform()}, Python {platform.python_version()}, one "
-        f"thread. Seeds: {', '.join(map(str, finished))}. Conditions, fixed before the run: the "
-        f"beginning of [ilr_judges.py](../ilr_judges.py). Every round: [{name}.parquet]({name}"
-        ".parquet).",
-        "",
-        *toy * arguments.toy,
-        *table(seeds),
-        *tuning(chosen),
-    ]
-    text = "\n".join(lines) + "\n"
-    write_atomic(arguments.out / f"{name}.md", lambda file: file.write(text.encode()))
-    sys.stderr.write(f"wrote {arguments.out / name}.md\n")
 
 
 def table(seeds: Mapping[int, Seed]) -> list[str]:

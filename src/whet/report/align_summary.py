@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from whet.align.judge import spoken
-from whet.errors import WhetError
+from whet.report.rows import check_format, damage_said
 from whet.report.summary import LEAST_ROWS, SUMMARY_FORMAT
 from whet.report.words import MOST_CHARACTERS, MOST_LINES
-from whet.store import FORMAT_VERSION, read_json
+from whet.store import read_json
 
 #: Measures that the answer may rest on, the most telling first. An arm that is trained on a
 #: classifier can learn the phrases that the rules look for, so that a second judge comes first.
@@ -79,19 +78,9 @@ def summarise_align(folder: Path, manifest: Json | None = None) -> Json:
     """
     if manifest is None:
         manifest = read_json(folder / "run.json")
-        if (found := manifest.get("format_version")) != FORMAT_VERSION:
-            raise WhetError(
-                f"{folder / 'run.json'} has format {found!r} and this whet knows "
-                f"{FORMAT_VERSION}: use the whet that wrote it"
-            )
-    try:
+        check_format(folder / "run.json", manifest)
+    with damage_said(folder):
         return _summary(folder, manifest)
-    except (pa.ArrowException, OSError, KeyError, IndexError, TypeError, ValueError) as error:
-        if isinstance(error, WhetError):
-            raise
-        raise WhetError(
-            f"the run in {folder} is damaged ({type(error).__name__}: {error}): restore it"
-        ) from error
 
 
 def _summary(folder: Path, manifest: Json) -> Json:

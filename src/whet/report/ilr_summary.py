@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from whet import estimates
-from whet.errors import WhetError
 from whet.ilr.evaluate import score_difference
 from whet.report.proposals import (
     Judged,
@@ -24,8 +23,9 @@ from whet.report.proposals import (
     list_replaced,
     read_judged,
 )
+from whet.report.rows import check_format, damage_said
 from whet.report.summary import LEAST_ROWS, SUMMARY_FORMAT
-from whet.store import FORMAT_VERSION, read_json
+from whet.store import read_json
 
 #: The arm that refinement is held against.
 BASELINE = "sft"
@@ -78,19 +78,9 @@ def summarise_ilr(folder: Path, manifest: Json | None = None) -> Json:
     """
     if manifest is None:
         manifest = read_json(folder / "run.json")
-        if (found := manifest.get("format_version")) != FORMAT_VERSION:
-            raise WhetError(
-                f"{folder / 'run.json'} has format {found!r} and this whet knows "
-                f"{FORMAT_VERSION}: use the whet that wrote it"
-            )
-    try:
+        check_format(folder / "run.json", manifest)
+    with damage_said(folder):
         return _summary(folder, manifest)
-    except (pa.ArrowException, OSError, KeyError, IndexError, TypeError, ValueError) as error:
-        if isinstance(error, WhetError):
-            raise
-        raise WhetError(
-            f"the run in {folder} is damaged ({type(error).__name__}: {error}): restore it"
-        ) from error
 
 
 def _summary(folder: Path, manifest: Json) -> Json:

@@ -90,7 +90,7 @@ class RefinedRows:
     def hash_texts(self) -> str:
         """Return the SHA-256 of all texts in their order, whatever file they came from."""
         digest, column = hashlib.sha256(), self.manifest["settings"]["text"]
-        with _damage_named(self.folder):
+        with damage_said(self.folder):
             for _, batch in _batches(self.folder / "refined.parquet", [column]):
                 for text in _strings(batch.column(column)).to_pylist():
                     written = (text or "").encode()
@@ -141,12 +141,39 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{path} is not of 'whet refine': only its folders can be compared, and those of "
             "'whet ilr' and 'whet align' reported on one by one"
         )
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise WhetError(
-            f"{path} has format {manifest.get('format_version')!r} and this whet knows "
-            f"{FORMAT_VERSION}: use the whet that wrote it"
-        )
+    check_format(path, manifest)
     return manifest
+
+
+def check_format(path: Path, manifest: dict[str, Any]) -> None:
+    """Raise ``WhetError`` if a run.json is of a format that this whet does not know."""
+    if (found := manifest.get("format_version")) != FORMAT_VERSION:
+        raise WhetError(
+            f"{path} has format {found!r} and this whet knows {FORMAT_VERSION}: use the whet that "
+            "wrote it"
+        )
+
+
+@contextmanager
+def damage_said(folder: Path) -> Iterator[None]:
+    """Say in one sentence that a run lacks what its run.json promises.
+
+    Examples
+    --------
+    >>> with damage_said(Path("run")):
+    ...     {}["arms"]
+    Traceback (most recent call last):
+    ...
+    whet.errors.WhetError: the run in run is damaged (KeyError: 'arms'): restore it
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError, KeyError, IndexError, TypeError, ValueError) as error:
+        if isinstance(error, WhetError):
+            raise
+        raise WhetError(
+            f"the run in {folder} is damaged ({type(error).__name__}: {error}): restore it"
+        ) from error
 
 
 def read_refined(folder: Path, manifest: dict[str, Any] | None = None) -> RefinedRows:
@@ -164,7 +191,7 @@ def read_refined(folder: Path, manifest: dict[str, Any] | None = None) -> Refine
         If the folder is not a finished refinement, or a file of it is missing or damaged.
     """
     manifest = read_manifest(folder) if manifest is None else manifest
-    with _damage_named(folder):
+    with damage_said(folder):
         return _read(folder, manifest)
 
 
@@ -283,16 +310,3 @@ def _batches(file: Path, columns: list[str]) -> Iterator[tuple[int, pa.RecordBat
         for batch in parquet.iter_batches(BATCH, columns=columns):
             yield start, batch
             start += batch.num_rows
-
-
-@contextmanager
-def _damage_named(folder: Path) -> Iterator[None]:
-    """Say in one sentence that the folder is damaged, whatever a library makes of it."""
-    try:
-        yield
-    except (pa.ArrowException, OSError, KeyError, IndexError, TypeError, ValueError) as error:
-        if isinstance(error, WhetError):
-            raise
-        raise WhetError(
-            f"the run in {folder} is damaged ({type(error).__name__}: {error}): restore it"
-        ) from error

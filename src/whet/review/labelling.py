@@ -402,7 +402,7 @@ class Labelling:
     def write(self, answered: Sequence[Answered], finish: Callable[[str], None]) -> None:
         """Write the input with the columns ``gold``, ``gold_weight``, ``checked``, ``gold_note``.
 
-        What a refined input holds in these columns stays, except for rows of this session.
+        What a refined input holds in these columns stays, except for rows that are labelled here.
         """
         table = _without_refined(self.rows.table, self.rows.pseudo)
         table = table.replace_schema_metadata(None)

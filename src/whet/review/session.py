@@ -288,7 +288,7 @@ class Session:
         Raises
         ------
         WhetError
-            If the row is not of this session, or the value none of its classes.
+            If the row is not among :attr:`items`, or the value not among :attr:`classes`.
         """
         self.add([Event(who, row, "answer", value, seconds, note)])
 
@@ -301,12 +301,12 @@ class Session:
         self._log.add([self.check(event) for event in events])
 
     def check(self, event: Event) -> Event:
-        """Return an event with the annotator's name made plain, if this session takes it.
+        """Return an event with the annotator's name made plain, if it may be stored.
 
         Raises
         ------
         WhetError
-            If the row is not of this session, or the value none of its classes.
+            If the row is not among :attr:`items`, or the value not among :attr:`classes`.
         """
         self._check_row(event.row)
         if event.value is not None:
@@ -456,7 +456,7 @@ class Session:
         Raises
         ------
         WhetError
-            If the row is not of this session.
+            If the row is not among :attr:`items`.
         """
         self._check_row(row)
         self._log.unsettle(row)
