@@ -447,22 +447,23 @@ def rounds_table(seeds: Mapping[int, Seed]) -> list[str]:
             cells.append(shown(interval(columns)) if columns else "")
             found = [label_of(seed, name, number) for seed in seeds.values()]
             known = [value for value in found if value is not None]
-            right.append(f"{100 * np.mean(known):.1f}" if known else "")
+            right.append(shown(interval(known)) if known else "")
         if any(cells[1:]):
             rows.append(f"| {name} | {' | '.join(cells)} |")
         if any(right[1:]):
             labels.append(f"| {name} | {' | '.join(right)} |")
     return [
         *("## Accuracy after each round (percent)", "", *rows, ""),
-        *("## Demonstrations that are right (percent, mean of seeds)", "", *labels, ""),
+        *("## Demonstrations that are right (percent)", "", *labels, ""),
     ]
 
 
-def label_of(seed: Seed, name: str, number: int) -> float | None:
-    """Return the label accuracy of an arm after a round."""
+def label_of(seed: Seed, name: str, number: int) -> np.ndarray | None:
+    """Return which demonstrations of an arm are right after a round, as ones and zeros."""
     for record in seed.manifest["arms"][name]["rounds"]:
-        if record["round"] == number:
-            return record.get("label_accuracy")
+        if record["round"] == number and record.get("label_accuracy") is not None:
+            hits = round(record["label_accuracy"] * record["rows"])
+            return np.repeat([1.0, 0.0], [hits, record["rows"] - hits])
     return None
 
 

@@ -35,6 +35,7 @@ from ilr import (
     Seed,
     Size,
     interval,
+    label_of,
     publish,
     run_seed,
     shown,
@@ -115,14 +116,13 @@ def labels(seeds: Mapping[int, Seed]) -> list[str]:
     rows = ["| judge right in | ilr | ilr-tuned |", "|---|---|---|"]
     for accuracy in ACCURACIES:
         cells = []
-        for method in ("ilr", "ilr-tuned"):
-            last = [
-                s.manifest["arms"][f"{method} {accuracy:g}"]["rounds"][-1] for s in seeds.values()
-            ]
-            cells.append(f"{100 * sum(r['label_accuracy'] for r in last) / len(last):.1f}")
+        for arm in (f"ilr {accuracy:g}", f"ilr-tuned {accuracy:g}"):
+            last = [len(seed.manifest["arms"][arm]["rounds"]) - 1 for seed in seeds.values()]
+            right = [label_of(s, arm, n) for s, n in zip(seeds.values(), last, strict=True)]
+            cells.append(shown(interval(right)))
         rows.append(f"| {accuracy:.0%} | {' | '.join(cells)} |")
-    first = [s.manifest["arms"]["sft"]["rounds"][0]["label_accuracy"] for s in seeds.values()]
-    note = f"Of the demonstrations {100 * sum(first) / len(first):.1f} percent are right before."
+    first = shown(interval([label_of(seed, "sft", 0) for seed in seeds.values()]))
+    note = f"Of the demonstrations {first} percent are right before."
     return ["## Demonstrations that are right after the last round", "", note, "", *rows, ""]
 
 
