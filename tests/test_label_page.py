@@ -480,6 +480,37 @@ def test_two_annotators_kappa_and_disagreements_settled(tmp_path, visit):
     assert gold(tmp_path / "gold.parquet") == truth(texts(12)) | dict.fromkeys(wrong, "ham")
 
 
+def test_nobody_waits_for_the_table(tmp_path, visit):
+    session = label_session(tmp_path, 1, pseudo=None, classes=["ham", "spam"])
+    row = session.items[0].row
+    for who, value in (("ann", "ham"), ("bob", "spam")):
+        session.answer(who, row, value, 1.0)
+    write, go_on = session.write, threading.Event()
+
+    def slow_write():
+        assert go_on.wait(20)
+        return write()
+
+    session.write = slow_write
+    with served(session) as address:
+        page = visit(address, "bob")
+        until_says(page, "#end-path", "Writing the table")
+        page.click("#settle-open")
+        until_says(page, "#row-title", "1 left")
+        page.keyboard.press("2")
+        until_says(page, "#row-title", "All settled")
+        page.keyboard.press("Escape")
+        page.wait_for_selector("#end:not([hidden])")
+        page.keyboard.press("u")
+        until_says(page, "#row-title", "Row 1 of 1")
+        page.keyboard.press("1")  # now both say ham
+        page.wait_for_selector("#end:not([hidden])")
+        assert not (tmp_path / "gold.parquet").exists()
+        go_on.set()
+        until_says(page, "#end-path", "Written to")
+    assert [row["gold"] for row in pq.read_table(tmp_path / "gold.parquet").to_pylist()] == ["ham"]
+
+
 def test_a_settlement_can_be_changed_and_taken_back(tmp_path, visit):
     session = label_session(tmp_path, 3)
     for item in session.items:
@@ -946,8 +977,9 @@ def test_who_has_rows_left_learns_how_many_others_answered_and_no_more(tmp_path)
             return httpx.post(f"{address}api/{act}", json={"who": "ann", **body})
 
         alone = post("panel").json()
-        for item in session.items:
+        for k, item in enumerate(session.items, 1):
             session.answer("bob", item.row, "ham", 1.0)
+            alone["progress"]["annotators"] = {"bob": k}
             assert post("panel").json() == alone
         assert alone["agreement"] is None
         assert post("next").json()["progress"]["annotators"] == {"bob": 6}

@@ -214,8 +214,9 @@ def _undo(session: Session, body: dict[str, Any]) -> dict[str, Any]:
 def _panel(session: Session, body: dict[str, Any]) -> dict[str, Any]:
     """Return the estimates; ``agreement`` is null for who has rows left."""
     who = _text(body, "who", MOST_NAME)
+    progress = session.progress(who)  # first, so that no estimate is of fewer answers than it says
     agreement = session.agreement() if session.done(who) else None
-    return {"panel": session.panel(who), "agreement": agreement}
+    return {"progress": progress, "panel": session.panel(who), "agreement": agreement}
 
 
 def _who_is_done(session: Session, body: dict[str, Any]) -> str:

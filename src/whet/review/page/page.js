@@ -77,6 +77,7 @@ function trouble(message) {
 }
 
 function lost(isLost) {
+  if (document.body.classList.contains("lost") === isLost) return; // what else is said stays
   document.body.classList.toggle("lost", isLost);
   trouble(
     isLost
@@ -99,6 +100,17 @@ async function send(path, body = {}) {
   } finally {
     busy = false;
     document.body.classList.remove("busy");
+  }
+}
+
+/** Have the table written; nothing waits for it, since every answer is on disk already. */
+async function write() {
+  try {
+    return await ask("api/write", { who }, lost);
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    trouble(error.message);
+    return undefined;
   }
 }
 
@@ -126,7 +138,7 @@ async function refreshPanel() {
       const { disagreements, settled } = found.agreement ?? { disagreements: 0, settled: 0 };
       at("settle-open").hidden = about.kind !== "label" || disagreements === 0;
       at("settle-open").textContent = `Settle (${disagreements - settled})`;
-      drawPanel(at("panel"), about, progress, found);
+      drawPanel(at("panel"), about, found);
     }
   } while (drawAgain);
   drawing = false;
@@ -261,7 +273,7 @@ async function presentEnd() {
   at("end-next").hidden = true;
   at("end-title").focus();
   say("All rows are done.");
-  const written = await send("write");
+  const written = await write();
   if (!written || view !== "end") return;
   at("end-path").replaceChildren("Written to ", make("code", {}, named(written.path)));
   // a line may end between two words only, not at the hyphens of a flag

@@ -138,7 +138,7 @@ function agreementPart({ pairs, disagreements, settled }) {
 }
 
 /** Fill the panel from what the server says; it tells of agreement only who has no row left. */
-export function drawPanel(element, about, progress, { panel, agreement }) {
+export function drawPanel(element, about, { progress, panel, agreement }) {
   const parts = [pace(progress)];
   if (about.kind === "label") parts.push(...labelParts(panel, !about.show_pseudo && agreement === null));
   else parts.push(...compareParts(panel));
