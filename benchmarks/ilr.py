@@ -326,7 +326,7 @@ def write(
     seeds = {k: Seed.read(arguments.work / f"seed-{k}" / "run") for k in finished}
     tables = [
         *unreliability(seeds),
-        *arms_table(seeds),
+        *arms_table(seeds, PAIRS),
         *rounds_table(seeds),
         *judge_table(seeds),
         *cost_table(seeds),
@@ -406,7 +406,7 @@ def unreliability(seeds: Mapping[int, Seed]) -> list[str]:
     return ["## How unreliable it is (percent)", "", *rows, ""]
 
 
-def arms_table(seeds: Mapping[int, Seed]) -> list[str]:
+def arms_table(seeds: Mapping[int, Seed], pairs: Sequence[tuple[str, str]]) -> list[str]:
     """Return the accuracy of each arm after its last round, and differences."""
     names = list(next(iter(seeds.values())).manifest["arms"])
     rows = [
@@ -423,7 +423,7 @@ def arms_table(seeds: Mapping[int, Seed]) -> list[str]:
             f"| {name} | {shown(interval(columns))} | {gain} | {above} of {len(seeds)} | {early} |"
         )
     rows += ["", "| difference | points | seeds above 0 |", "|---|---|---|"]
-    for first, second in PAIRS:
+    for first, second in pairs:
         gaps = [seed.last(first) - seed.last(second) for seed in seeds.values()]
         above = sum(gap.mean() > 0 for gap in gaps)
         rows.append(
