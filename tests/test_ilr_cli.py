@@ -476,7 +476,7 @@ def test_run_shows_arms_rounds_and_what_they_share(here):
 
 def test_killed_process_goes_on_where_it_was(here):
     """SIGKILL, which no handler sees, some time after the first model."""
-    write_recipe(here)
+    write_recipe(here, arms={"sft": None, "ilr": None}, rounds=1)
     process = subprocess.Popen(
         [WHET, "ilr", "recipe.yaml", "--out", "run"],
         stdout=subprocess.DEVNULL,

@@ -2,10 +2,11 @@
 
 import contextlib
 import json
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 
 import pyarrow as pa
@@ -17,19 +18,24 @@ from whet.cli import main
 
 ROUNDS = 2
 
-# Kills the process when its n-th artefact is written to its temporary name, but not yet renamed.
-KILL_AT_ARTEFACT = """
-    import os, signal, sys
+# Processes forked from one that has imported everything: half of a short run is its imports.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["whet.classify.refiner", "whet.report.page", "whet.cli.refine"])
+
+
+def run_until(nth, args):
+    """Run the command; SIGKILL when its n-th artefact has its bytes, but not yet its name."""
     rename, count = os.replace, [0]
+
     def replace(source, target):
         count[0] += 1
-        if count[0] == int(sys.argv[1]):
+        if count[0] == nth:
             os.kill(os.getpid(), signal.SIGKILL)
         rename(source, target)
+
     os.replace = replace
-    from whet.cli import main
-    main(sys.argv[2:])
-"""
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    main(args)
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +66,11 @@ def test_a_kill_at_every_artefact_boundary_changes_nothing(corpus_file, tmp_path
     left_behind = 0
     kills, artefacts, nth = 0, [[]], 2
     while not (broken / "run.json").exists():
-        code = subprocess.run(
-            [
-                *(sys.executable, "-c", textwrap.dedent(KILL_AT_ARTEFACT), str(nth)),
-                *arguments(corpus_file, broken, *settings, "--resume"),
-            ],
-            capture_output=True,
-            check=False,
-        ).returncode
+        args = (nth, arguments(corpus_file, broken, *settings, "--resume"))
+        process = PROCESSES.Process(target=run_until, args=args)
+        process.start()
+        process.join()
+        code = process.exitcode
         assert code in (0, -signal.SIGKILL)
         kills += code != 0
         artefacts.append([n for n in files(broken) if not n.endswith(".tmp")])

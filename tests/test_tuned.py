@@ -551,7 +551,7 @@ def process(args, **environment):
 
 
 def test_a_process_killed_in_mid_fit_goes_on(here, llama):
-    flags = ("--epochs", "40", "--tokens-per-batch", "100")
+    flags = ("--epochs", "20", "--tokens-per-batch", "100")
     first = process([WHET, *command(llama, *flags)])
     deadline = time.monotonic() + 60
     while not list(Path("run").glob("checkpoint-01-*")):

@@ -21,7 +21,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -169,6 +169,39 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def difference(
+    before: Mapping[str, Any], after: Mapping[str, Any], within: str = ""
+) -> tuple[str, Any, Any] | None:
+    """Return the first setting, by name, in which two trees of settings differ.
+
+    Parameters
+    ----------
+    before, after : mapping
+        As JSON holds them; what one of them lacks is None there.
+    within : str, optional
+        The name of both.
+
+    Returns
+    -------
+    tuple of (str, object, object) or None
+        Its name, with a dot for each level, its value before and its value after.
+
+    Examples
+    --------
+    >>> difference({"seed": 0, "train": {"epochs": 1}}, {"seed": 0, "train": {"epochs": 2}})
+    ('train.epochs', 1, 2)
+    """
+    for key in sorted(before.keys() | after.keys()):
+        old, new = before.get(key), after.get(key)
+        name = f"{within}.{key}" if within else key
+        if isinstance(old, dict) and isinstance(new, dict):
+            if found := difference(old, new, name):
+                return found
+        elif old != new:
+            return name, old, new
+    return None
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file, or of all files of a folder in the order of their names."""
     digest = hashlib.sha256()
@@ -249,15 +282,11 @@ class RunFolder:
             remedy = "" if self.complete else "add --resume to finish it, or "
             raise WhetError(f"the output folder {path} holds {state}: {remedy}choose another --out")
         before = read_json(path / "settings.json")
-        differing = sorted(
-            key for key in self.settings | before if self.settings.get(key) != before.get(key)
-        )
-        if differing:
-            key = differing[0]
+        if differing := difference(before, self.settings):
+            key, old, new = differing
             raise WhetError(
-                f"the run in {path} was started with {key} = {before.get(key)!r}, not "
-                f"{self.settings.get(key)!r}: resume with the same input and settings, or choose "
-                "another --out"
+                f"the run in {path} was started with {key} = {old!r}, not {new!r}: resume with "
+                "the same input and settings, or choose another --out"
             )
         self._sweep()
 
