@@ -198,7 +198,7 @@ def test_people_judge_by_a_file_that_may_not_change(here):
     (here / "people.jsonl").write_text(json.dumps({"row": 0, "choice": "tie"}))
     changed = whet(command)
     assert changed.code == 2
-    assert "was started with judge = " in changed.err
+    assert "was started with judge." in changed.err
 
 
 def test_language_model_is_asked_in_both_orders_and_once(here):
@@ -251,7 +251,7 @@ def test_a_reward_judges_by_its_log_odds(here):
     assert win["rate"]["value"] == pytest.approx(expected.mean())
     assert win["rate"]["value"] > 0.5
     (here / "reward" / "config.json").write_text("{}")  # another classifier under the same name
-    assert "was started with judge = " in whet(command).err
+    assert "was started with judge." in whet(command).err
 
 
 def test_judge_of_saferpaca_sees_what_rules_do_not(here):
