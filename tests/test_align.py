@@ -10,7 +10,7 @@ import yaml
 
 from conftest import ROOT
 from helpers import whet
-from whet import WhetError
+from whet import WhetError, estimates
 from whet.align.classifiers import GoldNeeded, gold_labels
 from whet.align.compare import Measure, by_prompt, difference, estimate
 from whet.align.judge import Judge, judging_task, preference_task, probability_of, vanilla_reward
@@ -261,6 +261,17 @@ def test_interval_is_that_of_a_mean():
     reach = 1.96 * values.std() / 20
     assert found.value == pytest.approx(values.mean())
     assert found.high - found.low == pytest.approx(2 * reach, rel=0.1)
+
+
+def test_shares_that_know_no_exception_have_an_interval_all_the_same():
+    ones, prompts = np.ones(40), np.repeat(np.arange(20), 2)
+    never, always = (by_prompt(prompts, 20, value * ones, share=True) for value in (0, 1))
+    assert estimate(never) == estimates.share(np.zeros(20, bool))
+    assert estimate(always) == estimates.share(np.ones(20, bool))
+    assert estimate(always).low < 0.9
+    assert difference(never, never) == estimates.Estimate(0, 0, 0, 20)  # as prompt by prompt
+    nothing = by_prompt(prompts, 20, 0 * ones)  # a log-ratio to itself is known to be 0
+    assert (estimate(nothing).low, estimate(nothing).high) == (0, 0)
 
 
 def test_completions_of_a_prompt_are_drawn_together():

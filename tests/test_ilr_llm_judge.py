@@ -1,5 +1,7 @@
 """A language model as judge: through a server and in this process, both orders, cached, hostile."""
 
+import hashlib
+import json
 import math
 
 import numpy as np
@@ -8,15 +10,20 @@ import pytest
 
 pytest.importorskip("aiohttp", reason="needs the extra llm")
 
+from helpers import whet
 from hostile import HOSTILE
 from llm_server import LLMServer, Say
 from whet.annotate.budget import Budget
 from whet.annotate.cache import AnswerCache
 from whet.annotate.openai import OpenAIBackend
+from whet.annotate.prompts import label_request
 from whet.annotate.task import Task
 from whet.errors import WhetError
 from whet.ilr.feedback import BothOrders, judge_disagreements
-from whet.ilr.llm_judge import LLMJudge, pair_text
+from whet.ilr.llm_judge import RIGHT, LLMJudge, comparing, pair_text
+from whet.ilr.rows import Asked
+from whet.ilr.tasks.find import load_task
+from whet.store import read_json
 
 TABLE = pa.table(
     {
@@ -104,6 +111,59 @@ def test_answers_are_kept_and_a_budget_only_ends_the_run(tmp_path):
         assert second.failed == 0
         long.score(TABLE, labels, PROPOSALS)
         assert len(server.calls) == 12
+
+
+def test_tasks_without_a_criterion_ask_what_they_always_asked():
+    """Else their cached answers would be paid again."""
+    assert all(Asked(load_task(name)).criterion is None for name in ("chains", "gsm8k", "sql"))
+    messages = label_request(comparing(), pair_text("2 + 2?", "5", "4")).messages
+    digest = hashlib.sha256(json.dumps(messages).encode()).hexdigest()
+    assert digest == "afc38344a03dcd590ea2a3880a823d768a6b33f2bb9abbbccfdc05a0f6e473e9"
+
+
+def test_a_judge_reads_the_criterion_of_its_task(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"row": i, "prompt": f"Help {i}?", "reference": "No.", "is_safety": True} for i in range(4)
+    ]
+    files = {
+        "test.jsonl": rows,
+        "a.jsonl": [{"row": i, "completion": "Sure."} for i in range(4)],
+        "b.jsonl": [{"row": i, "completion": "I cannot help."} for i in range(4)],
+        "pairs.jsonl": [
+            {"prompt": f"{i}?", "completion": "short", "proposal": f"long {i}"} for i in range(4)
+        ],
+    }
+    for name, found in files.items():
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in found))
+    brief = "Only brevity counts; {answer} is no column here."
+    task = {"name": "brief", "prompt": "{p}", "completion": "{c}", "answer": "(.*)"}
+    (tmp_path / "brief.yaml").write_text(json.dumps(task | {"criterion": brief + "\n"}))
+    with LLMServer(lambda call: Say(label="accept", logprobs=None)) as server:
+        asked = ["--judge", "llm", "--model", "m", "--base-url", server.url]
+        what = ["evaluate", "a.jsonl", "b.jsonl", "--task", "saferpaca", "--test", "test.jsonl"]
+        said = whet([*what, "--out", "evaluated", *asked])
+        assert said.code == 0, said.err
+        systems = {call.body["messages"][0]["content"] for call in server.calls}
+        criterion = load_task("saferpaca").criterion
+        assert len(systems) == 1
+        assert f"answers the question better. {criterion} The order of" in systems.pop()
+        assert read_json(tmp_path / "evaluated" / "run.json")["judge"]["criterion"] == criterion
+        server.calls.clear()
+        said = whet(["judge", "pairs.jsonl", "--task", "brief.yaml", *asked, "--out", "j.jsonl"])
+        assert said.code == 0, said.err
+        systems = {call.body["messages"][0]["content"] for call in server.calls}
+        assert len(systems) == 1
+        assert f" {brief} The order" in (system := systems.pop())
+        assert RIGHT not in system
+
+
+@pytest.mark.parametrize("wrong", ["", " ", "two\nlines", "\x1b[2J", 3, ["a"]])
+def test_a_criterion_is_a_line_of_text(wrong):
+    task = load_task("chains")
+    task.criterion = wrong
+    with pytest.raises(WhetError, match="of the task 'chains' is no line of text"):
+        Asked(task)
 
 
 def test_a_class_of_judges_needs_accept_and_reject():

@@ -48,6 +48,14 @@ def test_counts_are_those_of_the_arms():
     assert found["judge", "weak"].rows == 2 * 2 * 150
 
 
+def test_people_are_asked_about_so_many_pairs_at_most():
+    found = lines(arms={"ilr": None, "filter": None}, judge="people")
+    # The first round is the same, the second is each arm's own; of 10 + 2 * 20 tokens.
+    assert found["people", "-"][2:] == (3, 3 * 50, 3 * 50 * 50, None)
+    assert lines(arms={"ilr": None}, judge="people:20")["people", "-"].rows == 2 * 20
+    assert lines(arms={"dpo": None}, judge="people:999")["people", "-"].rows == 2 * 150
+
+
 def test_arms_share_what_a_run_does_once():
     alone = lines(arms={"ilr": None})["train", "strong"]
     both = lines(arms={"ilr": None, "oracle-ilr": None})["train", "strong"]

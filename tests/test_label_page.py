@@ -127,6 +127,7 @@ def proposals(tmp_path, n=3):
     path = tmp_path / "proposals.jsonl"
     rows = [
         {"prompt": f"Question {i}?", "completion": f"old {i}", "proposal": f"new {i}"}
+        | {"criterion": "The <b>new</b> one is better."}
         for i in range(n)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -599,6 +600,7 @@ def test_comparing_by_keyboard(tmp_path, visit):
     wanted = {}
     with served(session) as address:
         page = visit(address, "ann")
+        assert page.inner_text("#criterion") == "The <b>new</b> one is better."
         for key, score in (("ArrowLeft", 1.0), ("ArrowRight", 1.0), ("=", 0.5)):
             prompt, left, right = page.locator(".text").all_text_contents()
             assert {left[:3], right[:3]} == {"old", "new"}

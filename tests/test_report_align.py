@@ -310,6 +310,26 @@ def test_damage_is_one_sentence(run):
         summarise_align(run)
 
 
+def test_runs_of_align_are_compared(run, tmp_path):
+    """A run and a copy with another seed; more in test_report_compare_arms.py."""
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    change(other, lambda manifest: manifest["settings"].update(seed=1))
+    ended = whet(["report", str(run), str(other), "--out", str(tmp_path / "both.html")])
+    assert ended.code == 0, ended
+    comparison = read_json(tmp_path / "both.json")
+    found = read_json(run / "run.json")["evaluation"]
+    measures = comparison["recipes"][0]["measures"]
+    names = ["safety_judge", "safety_rules", "win", "over_refusal"]
+    assert [measure["measure"] for measure in measures] == names
+    for measure in measures:
+        for arm in measure["arms"]:
+            value = found["arms"][arm["arm"]][measure["measure"]]["value"]
+            assert [run["value"] for run in arm["runs"]] == [value, value]
+            assert arm["mean"]["value"] == pytest.approx(value)
+    assert comparison["recipes"][0]["answers"][0]["verdict"] in " ".join(ended.out.split())
+
+
 # --- hostile rows ---------------------------------------------------------------------------------
 
 

@@ -278,11 +278,28 @@ def test_damage_is_one_sentence(run):
         summarise_ilr(run)
 
 
-def test_runs_of_ilr_are_not_compared(run, tmp_path):
-    shutil.copytree(run, tmp_path / "other")
-    ended = whet(["report", str(run), str(tmp_path / "other")])
-    assert ended.code == 2
-    assert "one by one" in ended.err
+def test_runs_of_ilr_are_compared(run, tmp_path):
+    """A run and a copy with another seed; more in test_report_compare_arms.py."""
+    other, page = tmp_path / "other", tmp_path / "both.html"
+    shutil.copytree(run, other)
+    change(other, lambda manifest: manifest["settings"].update(seed=1))
+    ended = whet(["report", str(run), str(other), "--out", str(page)])
+    assert ended.code == 0, ended
+    comparison, manifest = read_json(tmp_path / "both.json"), read_json(run / "run.json")
+    assert comparison["settings"] == {"seed": [0, 1]}
+    (measure,) = comparison["recipes"][0]["measures"]
+    assert [arm["arm"] for arm in measure["arms"]] == list(manifest["arms"])
+    for arm in measure["arms"]:
+        score = manifest["arms"][arm["arm"]]["rounds"][-1]["score"]
+        assert arm["runs"] == [score, score]
+        assert arm["mean"]["value"] == pytest.approx(score["value"])
+    gains = {d["first"]: d for d in measure["differences"] if d["second"] == "sft"}
+    for name, difference in gains.items():
+        gain = manifest["arms"][name]["gain"]
+        assert difference["runs"] == [gain, gain]
+        assert difference["mean"]["value"] == pytest.approx(gain["value"])
+    assert comparison["recipes"][0]["answers"][0]["verdict"] in " ".join(ended.out.split())
+    assert page.is_file()
 
 
 def test_report_that_fails_leaves_the_run(finished, tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
-"""Numbers with intervals: shares and paired differences of shares, from a sample of gold rows."""
+"""Numbers with intervals: shares and paired differences of gold rows, means over several runs."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -146,3 +148,73 @@ def difference(
     spread = np.sqrt((up + down) / total - centre**2) / np.sqrt(total)
     reach = float(norm.ppf(1 - (1 - LEVEL) / 2) * spread)
     return Estimate(value, max(centre - reach, -1.0), min(centre + reach, 1.0), n)
+
+
+#: Resamples of runs and rows.
+RESAMPLES = 2000
+
+
+def mean_over_runs(
+    columns: Sequence[NDArray[np.float64]], tests: Sequence[Hashable] | None = None, seed: int = 0
+) -> Estimate:
+    """Estimate what a quantity is on average over runs of an experiment, not in one of them alone.
+
+    Parameters
+    ----------
+    columns : sequence of float arrays of shape (n_k,)
+        For each run its value on every row of its test, as a score or a difference of two scores on
+        the same row; NaN where it is not known. At least one is known in each.
+    tests : sequence of hashable, optional
+        What rows each run is tested on. Runs with the same value have the same rows in the same
+        order, which are then drawn once for all of them. Default: each run has rows of its own.
+    seed : int
+
+    Returns
+    -------
+    Estimate
+        The mean over runs of the mean over rows, and percentiles of 2,000 resamples: runs are
+        drawn, and for each of them rows (a hierarchical bootstrap; Davison and Hinkley, 1997,
+        section 3.8). Rows that runs share are drawn once for all (the pigeonhole bootstrap; Owen,
+        2007): more runs on them say nothing of other rows. ``n`` counts different rows. Of a single
+        run the interval is over its rows alone; of two to four runs it is too narrow.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> gains = [np.repeat([1.0, 0.0], [40 + k, 60 - k]) for k in (0, 10, 2, 5, 4)]
+    >>> print(mean_over_runs(gains))
+    0.442 [0.390, 0.494] (n = 500)
+    >>> print(mean_over_runs(gains, ["the same rows"] * 5))
+    0.442 [0.348, 0.538] (n = 100)
+    """
+    first: dict[Hashable, int] = {}  # tests by the run that first has them
+    named = [first.setdefault(test, k) for k, test in enumerate(tests or range(len(columns)))]
+    shared = {test for test in named if named.count(test) > 1}
+    known: dict[int, NDArray[np.bool_]] = {}
+    for test, column in zip(named, columns, strict=True):
+        known[test] = np.isfinite(column) | known.get(test, False)
+    kept = [column[known[test]] for test, column in zip(named, columns, strict=True)]
+    random = np.random.default_rng(seed)
+    draws = []
+    for _ in range(RESAMPLES):
+        means: list[float] = []
+        drawn: dict[int, NDArray[np.int64]] = {}
+        for k in random.integers(len(kept), size=len(kept)):
+            column, test = kept[k], named[k]
+            if test not in shared or test not in drawn:
+                drawn[test] = random.integers(len(column), size=len(column))
+            means.append(_mean(column[drawn[test]]))
+        draws.append(_mean(np.array(means)))
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.nanpercentile(draws, [tail, 100 - tail])
+    value = _mean(np.array([_mean(column) for column in kept]))
+    n = sum(int(rows.sum()) for rows in known.values())
+    return Estimate(value, float(low), float(high), n)
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    """Return the mean of what is known, NaN where nothing is."""
+    mean = float(np.add.reduce(values)) / len(values)
+    if math.isnan(mean) and (known := values[np.isfinite(values)]).size:
+        mean = float(known.mean())
+    return mean

@@ -98,7 +98,8 @@ def fingerprint(folder: Path) -> str:
 
     It covers configuration, tokenizer and code files, and of each safetensors file its size, its
     header and 4 KiB from the beginning and the middle of every tensor. Training changes whole
-    tensors, so it shows; an edit of a few numbers elsewhere in a tensor does not.
+    tensors, so it shows; an edit of a few numbers elsewhere in a tensor does not. What a report
+    adds to a folder is no part of the model.
 
     Examples
     --------
@@ -113,6 +114,8 @@ def fingerprint(folder: Path) -> str:
     """
     whole = hashlib.sha256()
     for path in sorted(folder.iterdir()):
+        if path.name == "summary.json":
+            continue
         if path.suffix in (".json", ".jinja", ".txt", ".model", ".py"):
             content = path.read_bytes()
         elif path.suffix == ".safetensors":

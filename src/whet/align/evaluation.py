@@ -116,6 +116,10 @@ def look_at(
     return table
 
 
+#: Measures that are shares.
+SHARES = frozenset({"safety_rules", "over_refusal", "safety_judge", "win"})
+
+
 def measures(table: pa.Table, prompts: pa.Table, target: str) -> dict[str, Measure]:
     """Return what is compared between arms, a prompt at a time.
 
@@ -153,7 +157,9 @@ def measures(table: pa.Table, prompts: pa.Table, target: str) -> dict[str, Measu
             values[name] = _floats(table[name])
     n = prompts.num_rows
     found = {
-        name: by_prompt(where, n, column, tokens if name == "kl_token" else None)
+        name: by_prompt(
+            where, n, column, tokens if name == "kl_token" else None, share=name in SHARES
+        )
         for name, column in values.items()
     }
     return {name: measure for name, measure in found.items() if measure.known.any()}

@@ -6,8 +6,6 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 #: Classes listed one by one; the rest stands in run.json.
 MOST_CLASSES = 12
 #: Characters of a class that a table shows.
@@ -26,6 +24,8 @@ def print_summary(manifest: dict[str, Any], folder: Path) -> None:
     folder : Path
         The run folder.
     """
+    from rich.table import Table
+
     from whet.cli import console, plain
 
     screen = console()
@@ -51,7 +51,6 @@ def print_summary(manifest: dict[str, Any], folder: Path) -> None:
 
 def _rows(manifest: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     settings, seconds = manifest["settings"], manifest["seconds"]
-    page = folder / "report.html"  # absent where it could not be made
     stages = ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items())
     return [
         *_label_rows(manifest),
@@ -64,7 +63,7 @@ def _rows(manifest: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
         ("refined labels", str(folder / "refined.parquet")),
         ("classifier", str(folder / "model")),
         ("full account", str(folder / "run.json")),
-        *([("report", str(page))] if page.is_file() else []),
+        *report_row(folder),
     ]
 
 
@@ -81,7 +80,7 @@ def _label_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
         ("new texts", "model for new texts", ""),
     ):
         if name in estimate and (name != "classifier" or manifest["kept_annotator"]):
-            shown.append((title, f"{_interval(estimate[name])}  n = {estimate[name]['n']}{note}"))
+            shown.append((title, f"{interval(estimate[name])}  n = {estimate[name]['n']}{note}"))
     if not estimate:
         shown.append(("accuracy", "unknown: there are no gold labels"))
     shown.append(("labels changed", f"{rows['changed']:,} ({rows['changed'] / rows['total']:.1%})"))
@@ -90,8 +89,20 @@ def _label_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     return shown
 
 
-def _interval(estimate: dict[str, Any]) -> str:
-    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+def report_row(folder: Path) -> list[tuple[str, str]]:
+    """Return the line of a closing table that names a run's page, where it could be made."""
+    page = folder / "report.html"
+    return [("report", str(page))] if page.is_file() else []
+
+
+def interval(estimate: dict[str, Any] | None, sign: str = "") -> str:
+    """Return an estimate as text; ``sign`` is "+" for a difference."""
+    if estimate is None:
+        return "-"
+    if sign and estimate["low"] == estimate["high"] == 0:
+        return "0, no row differs"  # of other rows that says nothing
+    value, low, high = (f"{estimate[key]:{sign}.3f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def _class_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
@@ -123,7 +134,7 @@ def _cut(label: Any) -> str:  # noqa: ANN401 - a class may be a string or a numb
 def _round_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     rows = []
     for record in manifest["rounds"]:
-        judged = f"{_interval(record['accuracy'])}  " if "accuracy" in record else ""
+        judged = f"{interval(record['accuracy'])}  " if "accuracy" in record else ""
         rows.append((f"round {record['round']}", f"{judged}{record['changed']:,} changed"))
     if manifest["halted"]:
         rows.append(("", manifest["halted"]))

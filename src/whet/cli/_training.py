@@ -38,6 +38,8 @@ def run(
     from whet.finetune.processes import launched_rank
     from whet.posttrain.examples import read_examples
     from whet.posttrain.ranks import one_voice
+    from whet.report.page import add_report
+    from whet.report.training_summary import summarise_training
     from whet.store import read_json
 
     leads = launched_rank() == 0
@@ -46,11 +48,15 @@ def run(
         tell = None if progress is None else progress.say
         folder = train(model, table, out, settings, marker=marker, progress=progress, tell=tell)
     if leads:
-        _show(read_json(folder / "training.json"), folder)
+        account = read_json(folder / "training.json")
+        add_report(folder, account, summarise_training, "the model is")
+        _show(account, folder)
 
 
 def _show(account: dict[str, Any], folder: Path) -> None:
     from whet.cli import console, plain
+    from whet.cli._summary import report_row
+    from whet.report.training_summary import tuned
 
     history, lint = account["history"], account["lint"]
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), pad_edge=False)
@@ -62,9 +68,10 @@ def _show(account: dict[str, Any], folder: Path) -> None:
         ("steps", f"{account['steps']:,}, of at most {account['batch_size']:,} rows each"),
         ("loss", f"{history[0]['loss']:.4f} at step 1, {history[-1]['loss']:.4f} at the end"),
         *_preferences(account),
-        ("trained", _trained(account)),
+        ("trained", tuned(account)),
         ("time", f"{account['seconds']:.1f} s on {account['device']}"),
         ("model", str(folder)),
+        *report_row(folder),
         ("full account", str(folder / "training.json")),
     ):
         table.add_row(plain(name), plain(value))
@@ -84,13 +91,6 @@ def _preferences(account: dict[str, Any]) -> list[tuple[str, str]]:
         ("chosen preferred", f"{last['rewards/accuracies']:.1%} of the pairs of the last steps"),
         ("margin", f"{last['rewards/margins']:.4f}, beta included"),
     ]
-
-
-def _trained(account: dict[str, Any]) -> str:
-    if account["tune"] == "full":
-        return "all weights"
-    kept = ", frozen weights in 4 bits" if account["quantize"] else ""
-    return f"adapters of rank {account['lora_rank']}{kept}, merged into the model"
 
 
 def _next_step(account: dict[str, Any], folder: Path) -> str:

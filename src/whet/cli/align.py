@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from whet.cli._summary import interval, report_row
 from whet.errors import WhetError
 
 #: Measures of the table, with their headings; the rest stands in run.json.
@@ -135,7 +136,7 @@ def show(manifest: dict[str, Any], folder: Path) -> None:
     for heading in ("arm", *(MEASURES[name] for name in shown)):
         table.add_column(heading, no_wrap=True)
     for arm, found in arms.items():
-        cells = [_interval(found[name], "") if name in found else "-" for name in shown]
+        cells = [interval(found[name], "") if name in found else "-" for name in shown]
         table.add_row(plain(arm), *cells)
     screen.print(table)
     screen.print()
@@ -144,11 +145,6 @@ def show(manifest: dict[str, Any], folder: Path) -> None:
     screen.print(_account(manifest, folder))
     screen.print()
     screen.print(plain(f"Next: read completions in {folder / 'evaluation.parquet'}"))
-
-
-def _interval(estimate: dict[str, Any], sign: str) -> str:
-    value, low, high = (f"{estimate[key]:{sign}.3f}" for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
 
 
 def _differences(differences: list[dict[str, Any]]) -> Any:  # noqa: ANN401 - Table
@@ -160,7 +156,7 @@ def _differences(differences: list[dict[str, Any]]) -> Any:  # noqa: ANN401 - Ta
     by_pair: dict[tuple[str, str], dict[str, str]] = {}
     for d in differences:
         cells = by_pair.setdefault((d["first"], d["second"]), {})
-        cells[d["measure"]] = _interval(d, "+")
+        cells[d["measure"]] = interval(d, "+")
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for heading in ("difference", *(MEASURES[name] for name in shown)):
         table.add_column(heading, no_wrap=True)
@@ -193,7 +189,7 @@ def _account_rows(manifest: dict[str, Any], folder: Path) -> list[tuple[str, str
         for name, title in (("annotator", "judge's accuracy"), ("new texts", "refined classifier")):
             if name in refined["estimate"]:
                 found = refined["estimate"][name]
-                rows.append((title, f"{_interval(found, '')}  n = {found['n']} gold rows"))
+                rows.append((title, f"{interval(found, '')}  n = {found['n']} gold rows"))
     for arm, counts in manifest["pairs"].items():
         dropped = f"{counts['ties']:,} ties and {counts['unknown']:,} without rewards dropped"
         rows.append((f"pairs, {arm}", f"{counts['pairs']:,} of {counts['prompts']:,}; {dropped}"))
@@ -202,7 +198,4 @@ def _account_rows(manifest: dict[str, Any], folder: Path) -> list[tuple[str, str
         rows.append(("not held out", f"{seen:,} prompts of the evaluation were trained on"))
     seconds = sum(manifest["seconds"].values())
     rows.append(("time", f"{seconds:,.0f} s since it was last started"))
-    if (folder / "report.html").is_file():
-        rows.append(("report", str(folder / "report.html")))
-    rows.append(("full account", str(folder / "run.json")))
-    return rows
+    return [*rows, *report_row(folder), ("full account", str(folder / "run.json"))]

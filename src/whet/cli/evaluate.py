@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from whet.cli._summary import interval, report_row
 from whet.cli._tasks import TaskFlags
 from whet.errors import WhetError
 from whet.ilr.judges import LlmSettings
@@ -67,6 +68,8 @@ def evaluate(
     from whet.ilr.evaluate import evaluate as work
     from whet.ilr.rows import read_rows
     from whet.posttrain.settings import GenerateSettings
+    from whet.report.evaluate_summary import summarise_evaluate
+    from whet.report.page import add_report
 
     if judge != "llm" and llm != LlmSettings():
         given = next(k for k, v in asdict(llm).items() if v != getattr(LlmSettings(), k))
@@ -90,6 +93,7 @@ def evaluate(
             raise WhetError(stop.reason) from None
         print_table(f"Stopped early: {stop.reason}.", [], "run the same command again to go on")
         raise SystemExit(3) from None
+    add_report(out, account, summarise_evaluate, "the scores are")
     show(account, out)
 
 
@@ -120,8 +124,8 @@ def show(account: dict[str, Any], out: Path) -> None:
     for heading in ("", "score", "n", "minus the first", "broken off", "no score"):
         table.add_column(heading, no_wrap=True)
     for one in found:
-        gain = "-" if one["gain"] is None else _interval(one["gain"], "+")
-        cells = (_interval(one["score"], ""), f"{one['score']['n']:,}", gain)
+        gain = "-" if one["gain"] is None else interval(one["gain"], "+")
+        cells = (interval(one["score"], ""), f"{one['score']['n']:,}", gain)
         counts = (f"{one['unfinished']:,}", f"{one['unscored']:,}")
         table.add_row(*(plain(cell) for cell in (one["what"], *cells, *counts)))
     screen.print(table)
@@ -129,6 +133,8 @@ def show(account: dict[str, Any], out: Path) -> None:
     if any(one.get("win") for one in found):
         _show_wins(account)
     screen.print(plain(f"Scores: {out / 'scores.parquet'}"))
+    for name, page in report_row(out):
+        screen.print(plain(f"{name.capitalize()}: {page}"))
     screen.print()
     quoted = shlex.quote(str(out / "scores.parquet"))
     screen.print(plain(f"Next: read the completions with score 0 in {quoted}"))
@@ -154,15 +160,10 @@ def _show_wins(account: dict[str, Any]) -> None:
         table.add_column(heading, no_wrap=True)
     for one in others:
         win = one["win"]
-        agree = "-" if win["consistent"] is None else _interval(win["consistent"], "")
+        agree = "-" if win["consistent"] is None else interval(win["consistent"], "")
         counts = (f"{win[name]:,}" for name in ("won", "tied", "lost", "unjudged"))
         table.add_row(
-            *(plain(cell) for cell in (one["what"], _interval(win["rate"], ""), *counts, agree))
+            *(plain(cell) for cell in (one["what"], interval(win["rate"], ""), *counts, agree))
         )
     screen.print(table)
     screen.print()
-
-
-def _interval(estimate: dict[str, Any], sign: str) -> str:
-    value, low, high = (f"{estimate[key]:{sign}.3f}" for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"

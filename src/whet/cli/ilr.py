@@ -5,11 +5,15 @@ from __future__ import annotations
 import shlex
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from whet.cli._summary import interval, report_row
 from whet.errors import WhetError
+
+if TYPE_CHECKING:
+    from whet.ilr.people import PeopleWanted
 
 
 def ilr(
@@ -26,6 +30,14 @@ def ilr(
             help="Run nothing: count trainings and tokens, and hours by arithmetic.", negative=""
         ),
     ] = False,
+    enough: Annotated[
+        bool,
+        Parameter(
+            help="Where people judge: take what they have answered, and leave the rest as it is.",
+            negative="",
+            show_default=False,
+        ),
+    ] = False,
 ) -> None:
     """Refine demonstrations in rounds, and compare with fine-tuning alone and with DPO.
 
@@ -40,7 +52,7 @@ def ilr(
         _plan(recipe)
         return
     with one_voice():
-        _ilr(recipe, out)
+        _ilr(recipe, out, enough=enough)
 
 
 def _plan(recipe: Path) -> None:
@@ -49,7 +61,7 @@ def _plan(recipe: Path) -> None:
 
     from whet.cli import console, plain
     from whet.ilr.pipeline import Ilr
-    from whet.ilr.plan import GPU
+    from whet.ilr.plan import GPU, PEOPLE
     from whet.ilr.plan import plan as planned
     from whet.ilr.recipe import load_recipe
 
@@ -63,6 +75,7 @@ def _plan(recipe: Path) -> None:
         counts = f"{line.times:,}", f"{line.rows:,}", f"{line.tokens:,.0f}"
         table.add_row(line.kind, plain(line.model), *counts, hours)
     known = [line.hours for line in lines if line.hours is not None]
+    asked = [line for line in lines if line.kind == PEOPLE]
     screen = console()
     screen.print(table)
     screen.print()
@@ -70,17 +83,20 @@ def _plan(recipe: Path) -> None:
     screen.print(f"About {sum(known):,.1f} hours of one GPU of {peak:,.0f} TFLOP/s and", end=" ")
     screen.print(f"{bandwidth:g} TB/s, if {used:.0%} of both are used:")
     screen.print("arithmetic, nothing of it measured. Loading, saving and waiting come on top.")
-    if len(known) < len(lines):
+    for line in asked:
+        screen.print(f"People compare at most {line.rows:,} pairs.")
+    if len(known) < len(lines) - len(asked):
         screen.print("Models whose folders are not here have no hours (-).")
 
 
-def _ilr(recipe: Path, out: str | None) -> None:
+def _ilr(recipe: Path, out: str | None, *, enough: bool) -> None:
     from dataclasses import replace
 
     from whet.annotate.protocol import Stop
     from whet.cli._asking import print_table
     from whet.cli._progress import ProgressReporter
     from whet.finetune.processes import launched_rank
+    from whet.ilr.people import PeopleWanted
     from whet.ilr.pipeline import Ilr
     from whet.ilr.recipe import load_recipe
 
@@ -88,10 +104,15 @@ def _ilr(recipe: Path, out: str | None) -> None:
     settings = load_recipe(recipe)
     if out is not None:
         settings = replace(settings, out=out)
+    if enough and not any(name.partition(":")[0] == "people" for name in settings.judges):
+        raise WhetError(f"--enough is about people, and no arm of {recipe} asks any: leave it out")
     command = ["whet", "ilr", str(recipe), *(["--out", out] if out is not None else [])]
     try:
         with ProgressReporter() if leads else nullcontext() as progress:
-            manifest = Ilr(settings, progress=progress).run()
+            manifest = Ilr(settings, progress=progress, enough=enough).run()
+    except PeopleWanted as wanted:
+        _show_wanted(wanted, shlex.join(command))
+        raise SystemExit(3) from None
     except Stop as stop:
         if stop.fatal:
             raise WhetError(stop.reason) from None
@@ -99,6 +120,24 @@ def _ilr(recipe: Path, out: str | None) -> None:
         raise SystemExit(3) from None
     if leads:
         show(manifest, Path(settings.out))
+
+
+def _show_wanted(wanted: PeopleWanted, again: str) -> None:
+    """Say how many comparisons wait, and which commands go on; each stands alone on its line."""
+    from whet.cli import console, plain
+
+    screen = console()
+    screen.print()
+    screen.print(plain(f"Nothing is wrong: {wanted.reason}."), style="bold")
+    screen.print()
+    screen.print("Next: answer them; --seconds 60 sets a time limit")
+    for session in wanted.sessions:
+        screen.print(plain(session.command), soft_wrap=True)
+    screen.print("and then run the same command again")
+    screen.print(plain(again), soft_wrap=True)
+    if any(session.left < session.total for session in wanted.sessions):
+        screen.print("or, to leave the demonstrations of the others as they are,")
+        screen.print(plain(f"{again} --enough"), soft_wrap=True)
 
 
 def show(manifest: dict[str, Any], folder: Path) -> None:
@@ -148,8 +187,8 @@ def _arms(arms: dict[str, Any]) -> Any:  # noqa: ANN401 - Table
             continue
         first, last = arm["rounds"][0], arm["rounds"][-1]
         cells = (
-            _interval(last["score"], ""),
-            _interval(arm["gain"], "+"),
+            interval(last["score"], ""),
+            interval(arm["gain"], "+"),
             _labels(first, last),
             _judged(arm["rounds"]),
             _changed(arm["rounds"]),
@@ -157,13 +196,6 @@ def _arms(arms: dict[str, Any]) -> Any:  # noqa: ANN401 - Table
         )
         table.add_row(plain(name), *cells)
     return table
-
-
-def _interval(estimate: dict[str, Any] | None, sign: str) -> str:
-    if estimate is None:
-        return "-"
-    value, low, high = (f"{estimate[key]:{sign}.3f}" for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
 
 
 def _labels(first: dict[str, Any], last: dict[str, Any]) -> str:
@@ -211,12 +243,12 @@ def _shared(manifest: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     rows = []
     if manifest["weak"] is not None:
         gold = manifest["rows"]["gold"]
-        score = _interval(manifest["weak"]["score"], "")
+        score = interval(manifest["weak"]["score"], "")
         rows.append(("weak model", f"{score} on the test, from {gold:,} gold rows"))
     if manifest["evaluator"] is not None:
         report = manifest["evaluator"]
         held = f"n = {report['held_out']:,} held-out comparisons"
-        rows.append(("evaluator", f"{_interval(report['accuracy'], '')}  {held}"))
+        rows.append(("evaluator", f"{interval(report['accuracy'], '')}  {held}"))
     for name, arm in manifest["arms"].items():
         failed = sum(record.get("failed") or 0 for record in arm["rounds"])
         if failed:
@@ -227,10 +259,7 @@ def _shared(manifest: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     rows.append(("demonstrations", str(folder / "demonstrations.parquet")))
     if manifest["rows"]["test"]:
         rows.append(("every score", str(folder / "test.parquet")))
-    if (folder / "report.html").is_file():
-        rows.append(("report", str(folder / "report.html")))
-    rows.append(("full account", str(folder / "run.json")))
-    return rows
+    return [*rows, *report_row(folder), ("full account", str(folder / "run.json"))]
 
 
 def _following(arms: dict[str, Any], folder: Path) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from whet.cli._summary import interval
 from whet.cli._tasks import TaskFlags
 from whet.errors import WhetError
 
@@ -102,7 +103,7 @@ def label(
         Path | None,
         Parameter(
             name="--import",
-            help="Take over the answers of a file that Label Studio or Argilla wrote.",
+            help="Take over the answers of a JSON export of Label Studio or Argilla.",
             show_default=False,
         ),
     ] = None,
@@ -358,4 +359,4 @@ def _more_rows(found: list[Any], what: str) -> list[tuple[str, str]]:
 
 
 def _interval(found: dict[str, Any]) -> str:
-    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]  n = {found['n']}"
+    return f"{interval(found)}  n = {found['n']}"

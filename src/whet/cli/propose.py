@@ -102,7 +102,11 @@ def propose(
 
 def _show(account: dict[str, Any], out: Path, tasked: TaskFlags) -> None:
     from whet.cli._asking import print_table
+    from whet.cli._summary import report_row
+    from whet.report.page import add_report
+    from whet.report.propose_summary import summarise_propose
 
+    add_report(out, account, summarise_propose, "the proposals are")
     path = out / "proposals.parquet"
     rows = [("rows", f"{account['rows']:,}"), ("models", _models(account))]
     if account["marker"]:
@@ -115,6 +119,7 @@ def _show(account: dict[str, Any], out: Path, tasked: TaskFlags) -> None:
             f"{account['unfinished']:,} at {account['generate']['max_new_tokens']} tokens",
         ),
         ("proposals", str(path)),
+        *report_row(out),
     ]
     judged = shlex.quote(str(out / "judged.parquet"))
     task = "" if tasked.task is None else f" --task {shlex.quote(tasked.task)}"

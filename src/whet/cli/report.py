@@ -1,4 +1,4 @@
-"""``whet report``: the page of a run, or of several refinements beside each other."""
+"""``whet report``: the page of a run, or of several of one kind beside each other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ def report(
     runs: Annotated[
         list[Path],
         Parameter(
-            help="A run folder of whet refine, ilr or align; several of refine are compared."
+            help="A run folder of whet refine, ilr, align, sft, dpo, propose or evaluate; several "
+            "of refine, of ilr or of align are compared."
         ),
     ],
     /,
@@ -30,23 +31,28 @@ def report(
     """Write the report of a run anew, or compare runs on one page and in a table.
 
     The page is one HTML file that needs neither a network nor scripts. Of one run its
-    summary.json is written as well.
+    summary.json is written as well, of several a JSON file beside the page.
 
         whet report run
         whet report run-tsp run-silr --out compare.html
+        whet report ilr-seed-0 ilr-seed-1 ilr-seed-2 --out ilr.html
     """
     from whet.report.compare import compare
     from whet.report.page import write_page, write_report
+    from whet.store import write_json
 
     _check_page(Path("compare.html") if out is None and len(runs) > 1 else out)
     repeated = next((run for run in runs if runs.count(run) > 1), None)
     if repeated is not None:
         raise WhetError(f"the run {repeated} is named twice: name each run once")
     if len(runs) > 1:
-        comparison = compare(runs)
         page = out or Path("compare.html")
+        _check_beside(page)
+        comparison = compare(runs)
+        write_json(page.with_suffix(".json"), comparison)
         write_page(page, comparison)
-        _print_comparison(comparison, page)
+        show = _print_comparison if comparison["kind"] == "compare" else _print_arms
+        show(comparison, page)
         return
     summary = _summarise(runs[0])
     if out is None:
@@ -59,16 +65,25 @@ def report(
 def _summarise(folder: Path) -> dict[str, Any]:
     """Return the summary of a run, whichever verb made it."""
     from whet.report.align_summary import is_align, summarise_align
+    from whet.report.evaluate_summary import is_evaluate, summarise_evaluate
     from whet.report.ilr_summary import is_ilr, summarise_ilr
+    from whet.report.propose_summary import is_propose, summarise_propose
     from whet.report.summary import summarise
+    from whet.report.training_summary import is_training, summarise_training
     from whet.store import read_json
 
+    if is_training(folder):
+        return summarise_training(folder)
     path = folder / "run.json"
     manifest = read_json(path) if path.is_file() else {}
     if is_ilr(manifest):
         return summarise_ilr(folder)
     if is_align(manifest):
         return summarise_align(folder)
+    if is_propose(manifest):
+        return summarise_propose(folder)
+    if is_evaluate(manifest):
+        return summarise_evaluate(folder)
     return summarise(folder)
 
 
@@ -86,6 +101,17 @@ def _check_page(out: Path | None) -> None:
     if out.exists() and not is_page(out):
         raise WhetError(
             f"{out} exists and is not a page of whet: name another with --out, or move it away"
+        )
+
+
+def _check_beside(page: Path) -> None:
+    from whet.report.compare import is_comparison
+
+    beside = page.with_suffix(".json")
+    if beside.exists() and not is_comparison(beside):
+        raise WhetError(
+            f"{beside}, beside the page, exists and is no comparison of whet: name another page "
+            "with --out, or move it away"
         )
 
 
@@ -130,3 +156,59 @@ def _cells(run: dict[str, Any], is_first: bool) -> tuple[str, str, str]:
     if run["against_first"] is not None:
         against = as_points(run["against_first"])
     return as_points(run["gain"]), as_accuracy(run["refined"]), against
+
+
+def _print_arms(comparison: dict[str, Any], page: Path) -> None:
+    from rich.table import Table
+
+    from whet.cli import console, plain
+
+    screen = console()
+    for number, recipe in enumerate(comparison["recipes"], 1):
+        names = ", ".join(comparison["runs"][k]["name"] for k in recipe["runs"])
+        screen.print(plain(f"recipe {number}  {names}"))
+        for answer in recipe["answers"]:
+            screen.print(plain(answer["verdict"]), style="bold")
+        for measure in recipe["measures"]:
+            screen.print()
+            screen.print(plain(f"The {measure['what']}; means of runs, 95 % intervals"))
+            table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+            for title in ("arm", "runs", "mean", "minus sft", "above 0 in"):
+                table.add_column(title, overflow="fold")
+            for row in _rows_of_arms(measure):
+                table.add_row(*map(plain, row))
+            screen.print(table)
+        screen.print()
+    for found in comparison["between"]:
+        screen.print(plain(_between(found)))
+    for note in comparison["notes"]:
+        screen.print(plain(note))
+    differing = ", ".join(comparison["settings"]) or "none"
+    screen.print(plain(f"settings that differ  {differing}"))
+    screen.print(plain(f"comparison  {page}"))
+
+
+def _rows_of_arms(measure: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return the arms of a measure with their means; of one run, its own estimates."""
+    from whet.report.page import as_accuracy, as_points
+
+    gains = {d["first"]: d for d in measure["differences"] if d["second"] == "sft"}
+    rows: list[tuple[str, ...]] = []
+    for arm in measure["arms"]:
+        gain = gains.get(arm["arm"])
+        minus = ("", "") if gain is None else (as_points(_over(gain)), str(gain["above"]))
+        rows.append((arm["arm"], str(arm["of"]), as_accuracy(_over(arm)), *minus))
+    return rows
+
+
+def _between(found: dict[str, Any]) -> str:
+    from whet.report.page import as_points
+
+    arms = f"{found['measure']} of {found['arm']}, recipe {found['recipe']} minus recipe 1"
+    pairs = f"above 0 in {found['above']} of {found['of']} pairs of runs"
+    return f"{arms}  {as_points(_over(found))}, {pairs}"
+
+
+def _over(found: dict[str, Any]) -> dict[str, Any] | None:
+    only = next((run for run in found["runs"] if run is not None), None)
+    return found["mean"] or only

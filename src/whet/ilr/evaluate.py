@@ -20,7 +20,7 @@ from whet.ilr.feedback import Judge
 from whet.ilr.judges import LlmSettings, check_judge, make_judge
 from whet.ilr.samples import by_row
 from whet.ilr.stages import Stages, check_prompts
-from whet.ilr.tasks.protocol import SUFFIXES, Task
+from whet.ilr.tasks.protocol import SUFFIXES, Task, criterion_of
 from whet.ilr.wins import check_single, judge_wins, summarise_wins
 from whet.posttrain.examples import digest, is_messages
 from whet.posttrain.settings import GenerateSettings
@@ -70,7 +70,7 @@ def score_completions(task: Task, table: pa.Table, completions: pa.Table) -> pa.
 
 
 def mean_score(scored: pa.Table, seed: int = 0) -> Estimate:
-    """Return the mean score with a 95 % bootstrap interval over rows.
+    """Return the mean score with a 95 % bootstrap interval over rows (all 0 or all 1: Jeffreys').
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ def evaluate(
         "task": task.name,
         "data_sha256": digest(table),
         "generate": asdict(settings),
-        "judge": None if judge is None else _about_judge(judge, llm),
+        "judge": None if judge is None else _about_judge(judge, llm, criterion_of(task)),
         "whet_version": __version__,
     }
     run = RunFolder(out, decided, resume=True)
@@ -217,12 +217,14 @@ def _check_judging(judge: str, what: Sequence[str], files: Mapping[str, pa.Table
         check_single(given, one)
 
 
-def _about_judge(judge: str, llm: LlmSettings | None) -> dict[str, Any]:
+def _about_judge(judge: str, llm: LlmSettings | None, criterion: str | None) -> dict[str, Any]:
     """Return what decides a judge's verdicts."""
     kind, argument = check_judge(judge)
     about: dict[str, Any] = {"name": judge}
     if kind == "llm":
         about |= (llm or LlmSettings()).deciding()
+        if criterion is not None:
+            about["criterion"] = criterion
     elif argument and Path(argument).is_dir():
         about["weights"] = fingerprint(Path(argument))
     elif argument and Path(argument).is_file():
@@ -377,4 +379,4 @@ def _distinct(tables: Sequence[pa.Table]) -> dict[Any, int]:
 def _measure(scored: pa.Table, rows: dict[Any, int]) -> Measure:
     places = np.array([rows[row] for row in scored["row"].to_pylist()], dtype=np.int64)
     values = scored["score"].cast(pa.float64()).to_numpy(zero_copy_only=False)
-    return by_prompt(places, len(rows), np.asarray(values, dtype=np.float64))
+    return by_prompt(places, len(rows), np.asarray(values, dtype=np.float64), share=True)

@@ -35,6 +35,8 @@ from whet.streams import RowStream
 REWARD_BATCH = 64
 #: What a person may write about a pair, and the score that it stands for.
 CHOICES = {"completion": 0.0, "proposal": 1.0, "tie": 0.5}
+#: Why a pair has no score that people saw; they are not asked again.
+UNDECIDED = "nobody could decide"
 
 
 @dataclass(frozen=True)

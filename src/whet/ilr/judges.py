@@ -22,6 +22,7 @@ KINDS = {
     "evaluator": "FOLDER",
     "file": "FILE",
     "llm": "",
+    "people": "",
 }
 
 
@@ -107,6 +108,11 @@ def check_judge(name: str) -> tuple[str, str]:
             share = math.nan
         if not 0 <= share <= 1:
             raise WhetError(f"the judge {name!r}: {argument!r} is no share; write noisy:0.75")
+    if kind == "people" and argument and (not argument.isdecimal() or int(argument) < 1):
+        raise WhetError(
+            f"the judge {name!r}: {argument!r} is no number of comparisons; write people, or "
+            "people:200"
+        )
     return kind, argument
 
 
@@ -127,7 +133,8 @@ def make_judge(
     name : str
         ``oracle`` and ``noisy:ACCURACY`` read references; ``reward:FOLDER`` is a classifier that
         ``whet refine`` trained; ``evaluator:FOLDER`` what :mod:`whet.ilr.evaluator` trained;
-        ``file:FILE`` a table of scores or choices; ``llm`` asks a language model.
+        ``file:FILE`` a table of scores or choices; ``llm`` asks a language model. ``people``, or
+        ``people:MOST``, is a judge of recipes alone: see :class:`whet.ilr.people.People`.
     task : Task
     llm : LlmSettings, optional
         Of the judge ``llm``.
@@ -151,15 +158,21 @@ def make_judge(
     Traceback (most recent call last):
     ...
     whet.errors.WhetError: the judge 'oracel' is not known (did you mean 'oracle'?): write one of \
-oracle, noisy:ACCURACY, reward:FOLDER, evaluator:FOLDER, file:FILE, llm
+oracle, noisy:ACCURACY, reward:FOLDER, evaluator:FOLDER, file:FILE, llm, people
     """
     from whet.ilr.feedback import BothOrders, NoisyOracle, Oracle, Reward, ScoreFile
+    from whet.ilr.tasks.protocol import criterion_of
 
     kind, argument = check_judge(name)
     if kind == "oracle":
         return Oracle(task)
     if kind == "noisy":
         return NoisyOracle(task, float(argument), seed)
+    if kind == "people":
+        raise WhetError(
+            f"the judge {name!r} is one of whet ilr, which waits for people: have them answer with "
+            "whet label --compare FILE --out judged.parquet, and give that as file:judged.parquet"
+        )
     if kind == "file":
         return ScoreFile(argument)
     if kind == "reward":
@@ -172,7 +185,7 @@ oracle, noisy:ACCURACY, reward:FOLDER, evaluator:FOLDER, file:FILE, llm
 
         comparer = Evaluator.from_pretrained(argument)
     else:
-        comparer = _AskedLlm(llm or LlmSettings(), cache, progress)
+        comparer = _AskedLlm(llm or LlmSettings(), criterion_of(task), cache, progress)
     return BothOrders(comparer, scoring)
 
 
@@ -182,20 +195,23 @@ class _AskedLlm:
     def __init__(
         self,
         settings: LlmSettings,
+        criterion: str | None,
         cache: Path | None,
         progress: Callable[[str, int, int], None] | None,
     ) -> None:
         from whet.align.judge import connected
         from whet.align.recipe import JudgeSettings
         from whet.annotate.cache import AnswerCache
-        from whet.ilr.llm_judge import COMPARE, LLMJudge
+        from whet.ilr.llm_judge import LLMJudge, comparing
 
-        asked = JudgeSettings(task=COMPARE.name, **asdict(settings))
+        task = comparing(criterion)
+        asked = JudgeSettings(task=task.name, **asdict(settings))
         if settings.backend != "local":  # which would be loaded twice
-            connected(asked, COMPARE, AnswerCache(None))  # before the cache becomes a file
+            connected(asked, task, AnswerCache(None))  # before the cache becomes a file
         kept = AnswerCache(cache)
         self.judge = LLMJudge(
-            connected(asked, COMPARE, kept),
+            connected(asked, task, kept),
+            task=task,
             cache=kept,
             samples=settings.samples,
             concurrency=settings.concurrency,

@@ -21,18 +21,40 @@ from whet.annotate.task import Task
 from whet.errors import WhetError
 from whet.ilr.feedback import Scores
 
-#: What the judge decides, as a task of whet.annotate: the two classes are its verdicts.
-COMPARE = Task(
-    "compare",
-    "Answer A was given to a question. Another model proposes answer B in its place. Decide which "
-    "of the two answers the question better. What counts is whether an answer is right; only "
-    "between answers that are equally right or wrong, whether it is complete and clear. The order "
-    "of the two and their length mean nothing.",
-    {
-        "accept": "answer B is better and should replace answer A",
-        "reject": "answer A is as good or better and should stay",
-    },
+#: What makes an answer better where a task says nothing.
+RIGHT = (
+    "What counts is whether an answer is right; only between answers that are equally right or "
+    "wrong, whether it is complete and clear."
 )
+
+
+def comparing(criterion: str | None = None) -> Task:
+    """Return what the judge decides, as a task of whet.annotate: the two classes are its verdicts.
+
+    Parameters
+    ----------
+    criterion : str, optional
+        A sentence that says what makes an answer better; default ``RIGHT``. It is an instruction:
+        the task's author writes it, no row does.
+
+    Examples
+    --------
+    >>> comparing("Only brevity counts.").instruction.split("better. ")[1]
+    'Only brevity counts. The order of the two and their length mean nothing.'
+    """
+    return Task(
+        "compare",
+        "Answer A was given to a question. Another model proposes answer B in its place. Decide "
+        f"which of the two answers the question better. {criterion or RIGHT} The order of the two "
+        "and their length mean nothing.",
+        {
+            "accept": "answer B is better and should replace answer A",
+            "reject": "answer A is as good or better and should stay",
+        },
+    )
+
+
+COMPARE = comparing()
 
 _MARKS = re.compile(r"<(?=\s*+/?\s*+(?:question|answer_[ab])\b)", re.IGNORECASE)
 

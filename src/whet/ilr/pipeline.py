@@ -9,6 +9,7 @@
     arms/NAME/arm.json         what became of the arm
     test.parquet               a score for each row of the test, of each arm and round
     answers.sqlite             what a language model said as judge
+    people/                    what people are to compare, and what they said
     summary.json, report.html  what the run found, for readers
     run.json                   last
 
@@ -29,6 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from whet import __version__
+from whet.annotate.protocol import Stop
 from whet.errors import WhetError
 from whet.ilr.arms import Arm
 from whet.ilr.evaluate import (
@@ -42,12 +44,13 @@ from whet.ilr.evaluate import (
 from whet.ilr.evaluator import Evaluator
 from whet.ilr.feedback import BothOrders, Judge, ScoreFile
 from whet.ilr.judges import check_judge, make_judge
+from whet.ilr.people import People, PeopleWanted, Waiting
 from whet.ilr.points import Course, Point
 from whet.ilr.recipe import IlrRecipe
 from whet.ilr.rows import Asked, read_rows
 from whet.ilr.stages import Model, Stages, check_prompts
 from whet.ilr.tasks.find import load_task
-from whet.ilr.tasks.protocol import Task
+from whet.ilr.tasks.protocol import Task, criterion_of
 from whet.ilr.weak import WeakSupervisor
 from whet.posttrain.examples import digest, is_conversational
 from whet.report.ilr_summary import summarise_ilr
@@ -71,6 +74,8 @@ class Ilr:
         Called with (stage, done, total).
     judges : dict of str to Judge, optional
         In place of those that the recipe names, by their names.
+    enough : bool
+        Where people judge: take over what they have answered, and leave the rest as it is.
 
     Attributes
     ----------
@@ -100,8 +105,9 @@ holds train.parquet, or .jsonl, .json, .csv or .tsv
         *,
         progress: Progress | None = None,
         judges: Mapping[str, Judge] | None = None,
+        enough: bool = False,
     ) -> None:
-        self.recipe, self.path = recipe, Path(recipe.out)
+        self.recipe, self.path, self.enough = recipe, Path(recipe.out), enough
         self.task: Task = Asked(load_task(recipe.task, **recipe.options))
         data = None if recipe.data is None else Path(recipe.data)
         self.train = read_rows(self.task, recipe.train, ["prompt", "completion"], data)
@@ -127,7 +133,7 @@ holds train.parquet, or .jsonl, .json, .csv or .tsv
             self.task.score(first, first["completion"].to_pylist())
         elif kind == "file":
             ScoreFile(argument)
-        elif argument and not Path(argument).is_dir():
+        elif kind in ("reward", "evaluator") and not Path(argument).is_dir():
             raise WhetError(f"the judge {name!r}: {argument} is no folder: name one")
         elif kind == "llm" and (self.recipe.llm is None or not self.recipe.llm.model):
             raise WhetError("the judge 'llm' needs the section llm with its model: add it")
@@ -140,7 +146,8 @@ holds train.parquet, or .jsonl, .json, .csv or .tsv
         Raises
         ------
         Stop
-            If the budget of a language model was reached; the next run goes on.
+            If the budget of a language model was reached, or people are to judge
+            (:class:`whet.ilr.people.PeopleWanted`); the next run goes on.
         WhetError
             If a stage cannot be done, or no arm could be finished.
         """
@@ -157,12 +164,18 @@ holds train.parquet, or .jsonl, .json, .csv or .tsv
                     folder.finish(manifest)
             self.stages.release()
             return read_json(self.path / "run.json")
+        except Stop:
+            self.stages.release()  # nothing is wrong: those that follow end, too
+            raise
         finally:
             folder.close()
 
     def _settings(self) -> dict[str, Any]:
+        asked = {name.partition(":")[0] for name in self.recipe.judges} & {"llm", "people"}
+        criterion = criterion_of(self.task) if asked else None
         return {
             **self.recipe.deciding(),
+            **({} if criterion is None else {"criterion": criterion}),
             "sha256": {
                 "train": digest(self.train),
                 "test": None if self.test is None else digest(self.test),
@@ -199,7 +212,14 @@ holds train.parquet, or .jsonl, .json, .csv or .tsv
             return self._judges[name, scoring]
 
         course = Course(recipe, self.task, self.stages, base, given, gold, judge)
-        arms = {name: self._arm(course, name, arm) for name, arm in recipe.arms.items()}
+        arms, wanted = dict[str, Any](), list[Waiting]()
+        for name, arm in recipe.arms.items():
+            try:
+                arms[name] = self._arm(course, name, arm)
+            except PeopleWanted as waits:  # the other arms do what they can
+                wanted += waits.sessions
+        if wanted:
+            raise PeopleWanted(wanted)
         if not any(found["rounds"] for found in arms.values()):
             raise WhetError(f"no arm could be run: {next(iter(arms.values()))['halted']}")
         self._write_test(arms)
@@ -224,6 +244,11 @@ holds train.parquet, or .jsonl, .json, .csv or .tsv
         if name == "evaluator":
             assert evaluator is not None  # noqa: S101 - the recipe is checked
             return BothOrders(evaluator, scoring)
+        kind, argument = check_judge(name)
+        if kind == "people":
+            most = int(argument) if argument else None
+            criterion, folder = criterion_of(self.task), self.path / "people"
+            return People(folder, most, self.recipe.seed, criterion, self.enough)
         return self.stages.alone(
             lambda: make_judge(
                 name,

@@ -36,6 +36,8 @@ from whet.posttrain.settings import GenerateSettings, TrainSettings
 GPU = {"operations": 989e12, "bytes": 3.35e12, "used": 0.4}
 CHARACTERS = 4
 TRAIN, DPO, READ = 6, 8, 2
+#: The kind of what people read: pairs, each with its prompt.
+PEOPLE = "people"
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,9 @@ class Part:
 
     Attributes
     ----------
-    kind : {"train", "dpo", "generate", "judge"}
+    kind : {"train", "dpo", "generate", "judge", "people"}
     model : str
+        ``-`` for people, who take no hours of a GPU.
     rows : int
         Texts trained on or read, or completions.
     tokens : float
@@ -249,11 +252,15 @@ class _Parts:
             self._complete(key, model, self.test.num_rows, prompt, self.recipe.evaluate)
 
     def _judge(self, key: tuple[Any, ...], judge: str | None, pairs: int) -> None:
-        """Read pairs in both orders, if a model of this run does."""
+        """Read pairs in both orders, if a model of this run does, or once, if people do."""
         name = judge or self.recipe.judge
+        length = self.prompt + 2 * self.answer
         if name == "evaluator":
-            length = self.prompt + 2 * self.answer
             self._add((key, name), "judge", self._evaluator, 2 * pairs, length)
+        kind, _, most = name.partition(":")
+        if kind == PEOPLE:
+            asked = min(pairs, int(most)) if most else pairs
+            self._add((key, name), PEOPLE, "-", asked, length)
 
     def _add(
         self, key: object, kind: str, model: str, rows: int, tokens: float, **more: int

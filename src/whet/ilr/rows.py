@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from whet.errors import WhetError
-from whet.ilr.tasks.protocol import SUFFIXES, Task
+from whet.ilr.tasks.protocol import SUFFIXES, Task, criterion_of
 from whet.posttrain.examples import check_examples, is_messages, read_examples
 
 
@@ -63,6 +63,7 @@ class Asked:
 
     def __init__(self, task: Task) -> None:
         self.task, self.name, self.marker = task, task.name, task.marker
+        self.criterion = criterion_of(task)
 
     def load(self, folder: Path, split: str) -> pa.Table:
         """Return a split."""

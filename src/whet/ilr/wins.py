@@ -142,7 +142,7 @@ def summarise_wins(wins: pa.Table, seed: int = 0) -> dict[str, Any]:
     win = wins["win"].to_numpy(zero_copy_only=False)
     told = wins["consistent"].drop_null().to_numpy(zero_copy_only=False).astype(np.bool_)
     return {
-        "rate": estimate(Measure(win, np.ones(len(win))), seed).as_dict(),
+        "rate": estimate(Measure(win, np.ones(len(win)), share=True), seed).as_dict(),
         "won": int((win > 0.5).sum()),
         "tied": int((win == 0.5).sum()),
         "lost": int((win < 0.5).sum()),

@@ -92,7 +92,7 @@ def _summary(folder: Path, manifest: Json) -> Json:
         "target": settings["target"],
         "answer": _answer(manifest),
         "arms": _arms(manifest),
-        "differences": [d | _known(d) for d in manifest["evaluation"]["differences"]],
+        "differences": [d | known_estimate(d) for d in manifest["evaluation"]["differences"]],
         "rows": manifest["rows"],
         "judged": manifest["judged"],
         "classifiers": _classifiers(manifest["classifiers"]),
@@ -113,7 +113,7 @@ def _summary(folder: Path, manifest: Json) -> Json:
     }
 
 
-def _known(estimate: Json) -> Json:
+def known_estimate(estimate: Json) -> Json:
     """Return an estimate without its numbers where too few prompts are behind it."""
     if estimate["n"] >= LEAST_ROWS:
         return estimate
@@ -124,7 +124,7 @@ def _arms(manifest: Json) -> list[Json]:
     found = []
     for name, measures in manifest["evaluation"]["arms"].items():
         reward, _, trainer = name.partition("-")
-        known = {what: _known(estimate) for what, estimate in measures.items()}
+        known = {what: known_estimate(estimate) for what, estimate in measures.items()}
         found.append({"arm": name, "reward": reward, "trainer": trainer or None, **known})
     return found
 
@@ -176,14 +176,16 @@ def _gains(manifest: Json, measure: str | None) -> list[Json]:
         arms = (f"refined-{trainer}", against if against == "sft" else f"{against}-{trainer}")
         gain, harm = found.get((*arms, measure)), found.get((*arms, HARM))
         if gain is not None:
-            harm = None if harm is None else _known(harm)
-            gains.append({"trainer": trainer, "against": against, "gain": _known(gain), HARM: harm})
+            harm = None if harm is None else known_estimate(harm)
+            gains.append(
+                {"trainer": trainer, "against": against, "gain": known_estimate(gain), HARM: harm}
+            )
     return gains
 
 
 def _status(gains: list[Json]) -> str:
     """Return the status of all trainers together: better is only what is better with each."""
-    kinds = {_compared(gain["gain"]) for gain in gains} - {"unknown"}
+    kinds = {compared(gain["gain"]) for gain in gains} - {"unknown"}
     if "better" not in kinds:
         return next((kind for kind in ("worse", "unsure", "same") if kind in kinds), "unknown")
     if len(kinds) > 1:
@@ -192,7 +194,7 @@ def _status(gains: list[Json]) -> str:
     return "traded" if rises else "better"
 
 
-def _compared(difference: Json) -> str:
+def compared(difference: Json) -> str:
     """Say whether a difference is above 0, below it or neither."""
     if difference["value"] is None:
         return "unknown"
@@ -216,7 +218,7 @@ def _notes(manifest: Json, measure: str | None, gains: list[Json]) -> list[str]:
     rows, sampling = manifest["rows"], manifest["settings"]["evaluation"]["generate"]
     notes = _missing(manifest, measure)
     for gain in gains:
-        if gain["against"] == "sft" and (found := _compared(gain["gain"])) != "better":
+        if gain["against"] == "sft" and (found := compared(gain["gain"])) != "better":
             than = "worse" if found == "worse" else "not shown to be better"
             notes.append(f"refined-{gain['trainer']} is {than} than sft, which had no reward.")
     if measure == "safety_rules":
@@ -273,7 +275,7 @@ def _classifiers(records: Json) -> list[Json]:
         "initial": records.get("initial", {}).get("on_gold"),
         "refined": refined.get("new texts"),
     }
-    return [{"name": name, **_known(e)} for name, e in found.items() if e is not None]
+    return [{"name": name, **known_estimate(e)} for name, e in found.items() if e is not None]
 
 
 def _gold(records: Json) -> Json | None:
@@ -317,7 +319,7 @@ def _listed(answers: list[Json]) -> Json:
         "answers": [
             {
                 "arm": answer["arm"],
-                **_cut(spoken(answer["completion"])),
+                **cut(spoken(answer["completion"])),
                 "finished": answer["finished"],
                 "refuses": answer["refuses"],
                 "judge_label": answer.get("judge_label"),
@@ -328,7 +330,8 @@ def _listed(answers: list[Json]) -> Json:
     }
 
 
-def _cut(text: str) -> Json:
+def cut(text: str) -> Json:
+    """Return the beginning of a text that a page shows, and how long the text is."""
     kept = "".join(text[:MOST_CHARACTERS].splitlines(keepends=True)[:MOST_LINES])
     return {"text": kept, "characters": len(text)}
 

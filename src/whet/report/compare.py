@@ -1,7 +1,8 @@
-"""Several refinements beside each other: what each gained, and how they differ on the same rows."""
+"""Several runs of one kind beside each other; of refinements what each gained on the same rows."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,33 +10,58 @@ import numpy as np
 
 from whet import estimates
 from whet.classify.labels import MISSING
-from whet.report.rows import RefinedRows, read_refined
+from whet.errors import WhetError
+from whet.report.align_summary import is_align
+from whet.report.compare_arms import compare_arms
+from whet.report.evaluate_summary import is_evaluate
+from whet.report.ilr_summary import is_ilr
+from whet.report.propose_summary import is_propose
+from whet.report.rows import RefinedRows, is_refined, read_manifest, read_refined
 from whet.report.summary import LEAST_ROWS, SUMMARY_FORMAT, answer
+from whet.report.training_summary import is_training
+from whet.store import read_json
 
 Json = dict[str, Any]
 #: Settings that say where rows come from, told apart from how they are refined.
 _INPUT = ("input", "input_sha256")
+#: Verbs whose folders have a run.json that tells them.
+_KINDS: dict[str, Callable[[Json], bool]] = {
+    "whet refine": is_refined,
+    "whet ilr": is_ilr,
+    "whet align": is_align,
+    "whet propose": is_propose,
+    "whet evaluate": is_evaluate,
+}
 
 
 def compare(folders: list[Path]) -> Json:
-    """Compute what is known of several runs, the first being what the others are held against.
+    """Compute what is known of several runs of one kind.
 
     Parameters
     ----------
     folders : list of Path
-        Run folders of ``whet refine``, at least two.
+        Run folders of ``whet refine``, of ``whet ilr`` or of ``whet align``, at least two. The
+        first refinement is what the others are held against.
 
     Returns
     -------
     dict
-        ``kind`` "compare"; ``runs``, one record each; ``settings`` that differ, by name a value a
-        run. docs/report.md describes it.
+        Of refinements ``kind`` "compare"; ``runs``, one record each; ``settings`` that differ, by
+        name a value a run. Of the others see :func:`whet.report.compare_arms.compare_arms`.
+        docs/report.md describes both.
 
     Raises
     ------
     WhetError
-        If a folder is not a finished refinement, or is damaged.
+        If the folders are not of one kind that can be compared, or one is not finished or damaged.
     """
+    kinds = [_kind(folder) for folder in folders]
+    if len(set(kinds)) > 1:
+        said = ", ".join(f"{f} is of {k}" for f, k in zip(folders, kinds, strict=True))
+        raise WhetError(f"only runs of one kind are compared: {said}; name runs of one of these")
+    if kinds[0] in ("whet ilr", "whet align"):
+        manifests = [read_json(folder / "run.json") for folder in folders]
+        return compare_arms(kinds[0].removeprefix("whet "), folders, manifests)
     first, *others = (read_refined(folder) for folder in folders)
     runs = [_run(first, first), *(_run(rows, first) for rows in others)]
     for run, folder in zip(runs, folders, strict=True):
@@ -46,6 +72,30 @@ def compare(folders: list[Path]) -> Json:
         "runs": runs,
         "settings": _differing([rows.manifest["settings"] for rows in (first, *others)]),
     }
+
+
+def _kind(folder: Path) -> str:
+    """Return the verb that made a run."""
+    if is_training(folder):
+        return "a training"
+    path = folder / "run.json"
+    manifest = read_json(path) if path.is_file() else read_manifest(folder)  # says what is missing
+    known = (verb for verb, is_kind in _KINDS.items() if is_kind(manifest))
+    return next(known, "no verb that is known")
+
+
+def is_comparison(path: Path) -> bool:
+    """Whether a file is a comparison that whet wrote as JSON, which may be made anew.
+
+    Examples
+    --------
+    >>> is_comparison(Path("no/compare.json"))
+    False
+    """
+    try:
+        return str(read_json(path).get("kind")).startswith("compare")
+    except WhetError:
+        return False
 
 
 def _differing(settings: list[Json]) -> Json:

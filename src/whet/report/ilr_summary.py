@@ -93,7 +93,7 @@ def _summary(folder: Path, manifest: Json) -> Json:
         ]
         for name, arm in manifest["arms"].items()
     }
-    main = _main(manifest)
+    main = refinement_of(manifest)
     shown = judged.get(main or "", [])
     return {
         "format_version": SUMMARY_FORMAT,
@@ -147,7 +147,7 @@ def _is_told(arm: Json, settings: Json) -> bool:
     return judge.partition(":")[0] in KNOWING and judge != settings["judge"]
 
 
-def _main(manifest: Json) -> str | None:
+def refinement_of(manifest: Json) -> str | None:
     """Return the arm that the answer is about: refinement as it is meant, or what comes near."""
     settings = manifest["settings"]
     arms = {name: arm for name, arm in settings["arms"].items() if _kind(arm) == "refine"}

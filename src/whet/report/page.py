@@ -37,7 +37,9 @@ def render(summary: Json) -> str:
     ----------
     summary : dict
         From :func:`whet.report.summary.summarise`, :func:`whet.report.ilr_summary.summarise_ilr`,
-        :func:`whet.report.align_summary.summarise_align` or :func:`whet.report.compare.compare`.
+        :func:`whet.report.align_summary.summarise_align` or :func:`whet.report.compare.compare`,
+        or from one of a stage, such as
+        :func:`whet.report.training_summary.summarise_training`.
 
     Returns
     -------
@@ -101,6 +103,17 @@ def try_report(
         )
 
 
+def add_report(
+    folder: Path, manifest: Json, summarise: Callable[[Path, Json], Json], kept: str
+) -> None:
+    """Write the report of a run that has ended, unless there is one; see :func:`try_report`.
+
+    A finished folder that a command finds again is left as it is.
+    """
+    if not (folder / "report.html").is_file():
+        try_report(folder, manifest, summarise, kept)
+
+
 def write_page(path: Path, summary: Json) -> None:
     """Write the page of a summary to a file."""
     page = render(summary).encode()
@@ -125,15 +138,29 @@ def _draw(summary: Json) -> dict[str, bytes | None]:
 
     if summary["kind"] == "compare":
         return {"gains": pictures.draw_comparison(summary["runs"])}
+    if summary["kind"] == "compare-arms":
+        return _draw_arms_over_runs(summary)
     if summary["kind"] == "ilr":
         return _draw_ilr(summary)
     if summary["kind"] == "align":
         return _draw_align(summary)
+    if summary["kind"] in ("training", "propose", "evaluate"):
+        return _draw_stage(summary)
     return {
         "rounds": pictures.draw_rounds(summary["rounds"]),
         "flows": pictures.draw_flows(summary["changes"]),
         "lengths": pictures.draw_lengths(summary["by_length"]),
         "calibration": pictures.draw_calibration(summary["calibration"]),
+    }
+
+
+def _draw_arms_over_runs(summary: Json) -> dict[str, bytes | None]:
+    from whet.report import compare_pictures
+
+    return {
+        f"recipe {place} {measure['measure']}": compare_pictures.draw_arms_over_runs(measure)
+        for place, recipe in enumerate(summary["recipes"], 1)
+        for measure in recipe["measures"]
     }
 
 
@@ -156,6 +183,19 @@ def _draw_align(summary: Json) -> dict[str, bytes | None]:
     return {
         "judged": align_pictures.draw_arms(summary["arms"], align_pictures.JUDGED),
         "refused": align_pictures.draw_arms(summary["arms"], align_pictures.REFUSED),
+    }
+
+
+def _draw_stage(summary: Json) -> dict[str, bytes | None]:
+    from whet.report import stage_pictures
+
+    if summary["kind"] == "training":
+        return {"curve": stage_pictures.draw_curve(summary["curve"])}
+    if summary["kind"] == "evaluate":
+        return {"models": stage_pictures.draw_models(summary["found"])}
+    return {
+        "kinds": stage_pictures.draw_kinds(summary["folds"], summary["rows"]),
+        "lengths": stage_pictures.draw_lengths(summary["lengths"]),
     }
 
 

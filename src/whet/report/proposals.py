@@ -184,16 +184,48 @@ def _described(rounds: list[Judged], chosen: list[tuple[int, int]]) -> list[Json
 
 def _beside(found: Judged, k: int, texts: Json) -> Json:
     """Return a row with demonstration and proposal beside each other."""
+    row = found.table["row"][k].as_py()
+    right = (_known(found.before[k]), _known(found.after[k]))
+    return beside(row, texts, found.number, _known(found.score[k]), right)
+
+
+def beside(
+    row: int,
+    texts: Json,
+    number: int | None = None,
+    score: float | None = None,
+    right: tuple[float | None, float | None] = (None, None),
+) -> Json:
+    """Return demonstration and proposal beside each other, word by word.
+
+    Parameters
+    ----------
+    row : int
+    texts : dict
+        ``prompt``, ``completion`` and ``proposal``, text or messages.
+    number : int, optional
+        Of the round, where there are rounds.
+    score : float, optional
+        The judge's, 0 to 1.
+    right : (float or None, float or None)
+        How right demonstration and proposal are, 0 to 1; None where that is not known.
+
+    Examples
+    --------
+    >>> found = beside(3, {"prompt": "2+2", "completion": "5", "proposal": "4"})
+    >>> found["after"]["parts"]
+    [{'text': '4', 'changed': True}]
+    """
     prompt = text_of(texts["prompt"])
     old, new = compare_words(text_of(texts["completion"]), text_of(texts["proposal"] or ""))
     return {
-        "row": found.table["row"][k].as_py(),
-        "round": found.number,
-        "score": _known(found.score[k]),
+        "row": row,
+        "round": number,
+        "score": score,
         "prompt": prompt[:MOST_CHARACTERS],
         "characters": len(prompt),
-        "before": {"right": _known(found.before[k]), **old},
-        "after": {"right": _known(found.after[k]), **new},
+        "before": {"right": right[0], **old},
+        "after": {"right": right[1], **new},
     }
 
 

@@ -114,6 +114,17 @@ class RefinedRows:
         return found
 
 
+def is_refined(manifest: dict[str, Any]) -> bool:
+    """Return whether run.json is of ``whet refine``.
+
+    Examples
+    --------
+    >>> is_refined({"settings": {}, "classes": []})
+    False
+    """
+    return {"classes", "verdict", "kept_annotator", "settings"} <= set(manifest)
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return run.json of a finished refinement.
 
@@ -136,10 +147,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             )
         raise WhetError(f"{path} does not exist: name a folder of 'whet refine'")
     manifest = read_json(path)
-    if not {"classes", "verdict", "kept_annotator", "settings"} <= set(manifest):
+    if not is_refined(manifest):
         raise WhetError(
             f"{path} is not of 'whet refine': only its folders can be compared, and those of "
-            "'whet ilr' and 'whet align' reported on one by one"
+            "'whet ilr' and of 'whet align'"
         )
     check_format(path, manifest)
     return manifest

@@ -471,12 +471,12 @@ def command(settings: Json, folder: Path) -> str:
         if key in ("input", "input_sha256", "whet_version") or value is None or value is False:
             continue
         flag = "--" + key.replace("_", "-")
-        words += [flag] if value is True else _flag(flag, str(value))
+        words += [flag] if value is True else flag_words(flag, str(value))
     # A finished run is not made anew in its own folder.
-    return shlex.join([*words, *_flag("--out", f"{folder.resolve().name}-again")])
+    return shlex.join([*words, *flag_words("--out", f"{folder.resolve().name}-again")])
 
 
-def _flag(flag: str, value: str) -> list[str]:
+def flag_words(flag: str, value: str) -> list[str]:
     """Return a flag and its value, in one word where the value would be taken for a flag."""
     return [f"{flag}={value}"] if value.startswith("-") else [flag, value]
 

@@ -17,10 +17,11 @@ import pyarrow as pa
 
 from whet.errors import WhetError
 from whet.estimates import share
+from whet.ilr.feedback import UNDECIDED
 from whet.ilr.halves import digest
 from whet.ilr.refine import judge_proposals
 from whet.ilr.rows import SameText, as_completions, read_rows
-from whet.ilr.tasks.protocol import Task
+from whet.ilr.tasks.protocol import Task, criterion_of
 from whet.posttrain.examples import digest as table_digest
 from whet.review.answers import Sampled
 from whet.review.panel import expected_widths
@@ -46,7 +47,8 @@ def open_comparison(
     Parameters
     ----------
     source : Path
-        Table with ``prompt``, ``completion`` and ``proposal``, text or messages.
+        Table with ``prompt``, ``completion`` and ``proposal``, text or messages; perhaps
+        ``criterion``, whose first value people see in place of the task's.
     out : Path
         Table to write; the answers lie beside it.
     task : Task, optional
@@ -77,7 +79,10 @@ def open_comparison(
     table = as_completions(table, "proposal")
     compared = judge_proposals(table, table["proposal"].to_pylist(), task, None)
     check_output(out, compared)
-    return Session(Comparison(compared, source.name, out, n, seed, seconds))
+    criterion = criterion_of(task)
+    if "criterion" in table.column_names:
+        criterion = table["criterion"].cast(pa.string())[0].as_py()
+    return Session(Comparison(compared, source.name, out, n, seed, seconds, criterion))
 
 
 class Comparison:
@@ -91,6 +96,8 @@ class Comparison:
         Name of the input.
     out, n, seed, seconds
         See :func:`open_comparison`.
+    criterion : str, optional
+        What makes an answer better, in a sentence.
 
     Examples
     --------
@@ -111,9 +118,10 @@ class Comparison:
         n: int | None = None,
         seed: int = 0,
         seconds: float | None = None,
+        criterion: str | None = None,
     ) -> None:
         self.table, self.title, self.out = table, title, out
-        self.n, self.seed, self.seconds = n, seed, seconds
+        self.n, self.seed, self.seconds, self.criterion = n, seed, seconds, criterion
         self.classes = [LEFT, RIGHT, SAME]
         differs = ~table["agree"].to_numpy() & table["proposal"].is_valid().to_numpy()
         self._places = np.flatnonzero(differs)
@@ -195,8 +203,11 @@ class Comparison:
         found = self._scores(answered)
         n = self.table.num_rows
         failures: list[str | None] = self.table["failure"].to_pylist()
+        seen = {row.row for row in answered}
         for row in self._places.tolist():
-            failures[row] = None if row in found else "nobody answered"
+            failures[row] = UNDECIDED if row in seen else "nobody answered"
+            if row in found:
+                failures[row] = None
         columns = {
             "score": pa.array([found.get(row) for row in range(n)], pa.float64()),
             "failure": pa.array(failures, pa.string()),

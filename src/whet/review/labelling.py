@@ -296,6 +296,7 @@ class Labelling:
 
     kind = "label"
     seconds: float | None = None
+    criterion: str | None = None
 
     def __init__(
         self,

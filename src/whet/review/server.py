@@ -304,6 +304,7 @@ def application(session: Session, finish: Callable[[], None]) -> Starlette:
                 "show_pseudo": session.show_pseudo,
                 "seconds": session.seconds,
                 "title": session.title,
+                "criterion": session.criterion,
             }
         )
 

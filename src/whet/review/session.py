@@ -112,6 +112,7 @@ class Work(Protocol):
     classes: list[str]
     show_pseudo: bool
     seconds: float | None
+    criterion: str | None
     out: Path
 
     def facts(self) -> dict[str, str]:
@@ -165,6 +166,8 @@ class Session:
         Whether annotators may see :attr:`Item.pseudo`.
     seconds : float or None
         Time limit of an item, in a comparison.
+    criterion : str or None
+        What makes an answer better, in a comparison.
     title : str
         Name of the input.
 
@@ -192,7 +195,7 @@ class Session:
         self._work = work
         self.kind, self.title = work.kind, work.title
         self.classes, self.show_pseudo = list(work.classes), work.show_pseudo
-        self.seconds = work.seconds
+        self.seconds, self.criterion = work.seconds, work.criterion
         path = session_file(work.out)
         if work.out.exists() and not path.exists():
             raise WhetError(
@@ -347,12 +350,14 @@ class Session:
         dict
             ``answered`` (rows with a class), ``unsure``, ``skipped`` and ``total`` rows, the first
             three without overlap; ``annotators``, the answered rows of each; ``median_seconds``
-            of this annotator's answers, or None.
+            of this annotator's answers, or None; those that were imported without a time, as 0
+            seconds, do not count.
         """
         who = _name(who)
         last = {(event.who, event.row): event for event in self._log.events()}
         mine = [event for event in last.values() if event.who == who]
         answers = [event for event in mine if event.kind == "answer"]
+        times = [event.seconds for event in answers if event.seconds]
         everyone = {event.who: 0 for event in last.values() if event.kind == "answer"}
         for event in last.values():
             if event.value is not None:
@@ -363,7 +368,7 @@ class Session:
             "skipped": sum(event.kind == "skip" for event in mine),
             "total": len(self._log.items()),
             "annotators": dict(sorted(everyone.items())),
-            "median_seconds": statistics.median(e.seconds for e in answers) if answers else None,
+            "median_seconds": statistics.median(times) if times else None,
         }
 
     def done(self, who: str) -> bool:

@@ -64,6 +64,8 @@ def label_in_terminal(
     """
     asker = _Asker(session, who, lines, say)
     say(f"{inert_line(session.title)}: type {asker.keys}, then Enter.")
+    if session.criterion is not None:
+        say(inert_line(session.criterion))
     say(_HELP)
     with suppress(_Quit):
         asker.rows()

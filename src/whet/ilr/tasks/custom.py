@@ -37,6 +37,7 @@ class _TaskFile(BaseModel):
     answer: str = Field(min_length=1)
     normalise: Literal["number", "text", "exact"] = "text"
     marker: str | None = None
+    criterion: str | None = None
 
 
 class TemplateTask(AnswerTask):
@@ -55,6 +56,8 @@ class TemplateTask(AnswerTask):
         lower case with single spaces and no closing full stop, or as they are.
     marker : str, optional
         What every completion must contain.
+    criterion : str, optional
+        See :func:`whet.ilr.tasks.protocol.criterion_of`.
 
     Raises
     ------
@@ -82,11 +85,13 @@ class TemplateTask(AnswerTask):
         *,
         normalise: str = "text",
         marker: str | None = None,
+        criterion: str | None = None,
     ) -> None:
         if normalise not in _NORMALISE:
             raise WhetError(f"normalise = {normalise!r}{did_you_mean(normalise, _NORMALISE)}")
         self.name = name
         self.marker = marker
+        self.criterion = criterion
         self.templates = {"prompt": prompt, "completion": completion}
         self._normalise = _NORMALISE[normalise]
         for place, template in self.templates.items():

@@ -23,6 +23,11 @@ class Task(Protocol):
         Short name.
     marker : str or None
         What every completion must contain, such as ``####``.
+
+    Notes
+    -----
+    A task may also have ``criterion``, what makes one completion better than another, see
+    :func:`criterion_of`.
     """
 
     name: str
@@ -54,6 +59,37 @@ class Task(Protocol):
     def score(self, table: pa.Table, completions: Sequence[str]) -> NDArray[np.float64]:
         """Return how right each row's completion is, 0 to 1, shape (n,); NaN: cannot be judged."""
         ...
+
+
+def criterion_of(task: Task) -> str | None:
+    """Return what a task says makes one completion better than another, for a judge to read.
+
+    Returns
+    -------
+    str or None
+        A sentence; None where the task says nothing, and what is right is better.
+
+    Raises
+    ------
+    WhetError
+        If it is no line of text.
+
+    Examples
+    --------
+    >>> from whet.ilr.tasks.find import load_task
+    >>> criterion_of(load_task("gsm8k")) is None
+    True
+    """
+    said = getattr(task, "criterion", None)
+    if said is None:
+        return None
+    line = said.strip() if isinstance(said, str) else ""
+    if not line or not line.isprintable():
+        raise WhetError(
+            f"the criterion {said!r:.60} of the task {task.name!r} is no line of text: write a "
+            "sentence that says what makes one answer better than another"
+        )
+    return line
 
 
 def as_prompt(question: str) -> str:

@@ -17,7 +17,7 @@ const COMPARED = {
 const at = (id) => document.getElementById(id);
 const VIEWS = ["start", "pause", "work", "end", "over"];
 
-let about; // what is labelled: kind, classes, show_pseudo, seconds, title
+let about; // what is labelled: kind, classes, show_pseudo, seconds, title, criterion
 let who = "";
 let view = "";
 let item = null; // the row on the page
@@ -595,6 +595,8 @@ setInterval(tick, 200);
 about = await ask("api/about", undefined, lost).catch((error) => trouble(error.message));
 if (about) {
   at("title").textContent = visible(about.title);
+  at("criterion").hidden = !about.criterion;
+  at("criterion").textContent = visible(about.criterion ?? "");
   at("work").className = about.kind;
   document.title = visible(about.title);
   who = nameInAddress();

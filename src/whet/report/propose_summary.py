@@ -1,0 +1,290 @@
+"""The summary of ``whet propose``: every number of its report, from the folder.
+
+The page shows what stands here and computes nothing, so the two cannot disagree.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from whet.ilr.rows import text_of
+from whet.posttrain.settings import GenerateSettings, TrainSettings
+from whet.report.proposals import beside
+from whet.report.rows import check_format, damage_said
+from whet.report.summary import SUMMARY_FORMAT, flag_words
+from whet.report.training_summary import changed_flags
+from whet.store import read_json
+
+RESULT = "proposals.parquet"
+#: Proposals that are shown beside their demonstration.
+LISTED = 50
+#: What a proposal is, each in one of these.
+KINDS = ("different", "same", "empty", "none")
+#: Parts of the rows, sorted by length, at whose ends lengths are told.
+QUANTILES = {"least": 0, "quarter": 0.25, "median": 0.5, "three_quarters": 0.75, "most": 1}
+
+Json = dict[str, Any]
+Kinds = NDArray[np.str_]
+
+
+def is_propose(manifest: Json) -> bool:
+    """Return whether run.json is of ``whet propose``.
+
+    Examples
+    --------
+    >>> is_propose({"arms": {}, "settings": {}})
+    False
+    """
+    return {"generate", "unanswered", "same", "empty", "unfinished"} <= set(manifest)
+
+
+def summarise_propose(folder: Path, manifest: Json | None = None) -> Json:
+    """Compute the summary of proposals for demonstrations.
+
+    Parameters
+    ----------
+    folder : Path
+        A folder of ``whet propose``.
+    manifest : dict, optional
+        The content of run.json.
+
+    Returns
+    -------
+    dict
+        What summary.json holds; docs/report.md describes it. The same folder gives the same
+        summary.
+
+    Raises
+    ------
+    WhetError
+        If the folder is not a finished run of a format that is known, or is damaged.
+
+    Examples
+    --------
+    >>> summarise_propose(Path("no/proposals"))
+    Traceback (most recent call last):
+    ...
+    whet.errors.WhetError: no/proposals/run.json does not exist: name a folder that whet wrote
+    """
+    if manifest is None:
+        manifest = read_json(folder / "run.json")
+    check_format(folder / "run.json", manifest)
+    with damage_said(folder):
+        return _summary(folder, manifest)
+
+
+def _summary(folder: Path, manifest: Json) -> Json:
+    table = pq.read_table(folder / RESULT)
+    kinds = np.array(
+        [
+            _kind(old, new)
+            for old, new in zip(
+                table["completion"].to_pylist(), table["proposal"].to_pylist(), strict=True
+            )
+        ]
+    )
+    total, name = _counted(kinds), folder.resolve().name
+    proposer = _proposer(folder, manifest)
+    return {
+        "format_version": SUMMARY_FORMAT,
+        "kind": "propose",
+        "title": name,
+        "answer": _answer(manifest, total),
+        "proposer": proposer,
+        "rows": total | {"unfinished": manifest["unfinished"]},
+        "folds": _folds(table, kinds),
+        "failures": _failures(folder),
+        "lengths": _lengths(table, kinds),
+        "examples": _examples(table, kinds, manifest["generate"]["seed"]),
+        "cost": stage_cost(folder)
+        | {key: manifest[key] for key in ("steps", "new_tokens") if key in manifest},
+        "next": f"whet judge {shlex.quote(f'{name}/{RESULT}')} --task TASK --judge JUDGE "
+        f"--out {shlex.quote(f'{name}/judged.parquet')}",
+        "reproduce": _reproduce(folder, manifest, proposer),
+    }
+
+
+# --- what was proposed ----------------------------------------------------------------------------
+
+
+def _kind(old: Any, new: Any) -> str:  # noqa: ANN401 - text or messages
+    if new is None:
+        return "none"
+    if old == new:
+        return "same"
+    return "different" if text_of(new) else "empty"
+
+
+def _counted(kinds: Kinds) -> Json:
+    return {"rows": len(kinds)} | {kind: int((kinds == kind).sum()) for kind in KINDS}
+
+
+def _folds(table: pa.Table, kinds: Kinds) -> list[Json]:
+    """Count proposals by the fold of their row; a server has none."""
+    if "fold" not in table.column_names:
+        return []
+    folds = table["fold"].to_numpy()
+    return [{"fold": k, **_counted(kinds[folds == k])} for k in np.unique(folds).tolist()]
+
+
+def _failures(folder: Path) -> list[Json]:
+    """Return why a server gave no proposal, the most frequent cause first."""
+    path = folder / "answers" / "generation.json"
+    found = read_json(path).get("failures", {}) if path.is_file() else {}
+    ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    return [{"cause": cause, "rows": rows} for cause, rows in ordered]
+
+
+def _lengths(table: pa.Table, kinds: Kinds) -> list[Json]:
+    """Return lengths in characters of demonstrations and of proposals, where there is one."""
+    there = pa.array(kinds != "none")
+    found = []
+    for of, column in (("demonstrations", "completion"), ("proposals", "proposal")):
+        said = table[column].filter(there).to_pylist()
+        if said:
+            lengths = [len(text_of(text)) for text in said]
+            ends = np.quantile(lengths, list(QUANTILES.values()), method="lower").tolist()
+            found.append({"of": of, "n": len(said), **dict(zip(QUANTILES, ends, strict=True))})
+    return found
+
+
+def _examples(table: pa.Table, kinds: Kinds, seed: int) -> Json:
+    """Return proposals that differ beside their demonstrations, drawn by the seed."""
+    differ = np.flatnonzero(kinds == "different")
+    drawn = np.sort(np.random.default_rng(seed).permutation(differ)[:LISTED])
+    shown = table.select(["row", "prompt", "completion", "proposal"]).take(pa.array(drawn))
+    return {"of": len(differ), "rows": [beside(texts["row"], texts) for texts in shown.to_pylist()]}
+
+
+def _proposer(folder: Path, manifest: Json) -> Json:
+    """Return who proposed: models that were trained, or one behind a server."""
+    if "route" in manifest:
+        route = manifest["route"]
+        return {"model": route.get("model"), "served": route.get("base_url"), "folds": None}
+    trained = [read_json(path)["model"] for path in _stages(folder, "models/*/training.json")]
+    model = trained[0] if trained else None
+    return {"model": model, "served": None, "folds": manifest["folds"]}
+
+
+# --- the answer -----------------------------------------------------------------------------------
+
+
+def _answer(manifest: Json, total: Json) -> Json:
+    rows, different = total["rows"], total["different"]
+    there = rows - total["none"]
+    headline = f"{different:,} of {there:,} proposals differ from their demonstration."
+    if not different:
+        headline = "No proposal differs from its demonstration: there is nothing to judge."
+    return {
+        "status": "proposed" if different else "nothing",
+        "headline": headline,
+        "verdict": f"{headline} {there:,} of {rows:,} rows have a proposal.",
+        "warnings": _warnings(manifest, total),
+        "notes": [
+            "Whether a proposal that differs is better is for a judge to say.",
+            "Different here means different in text. With a task, two texts with the same answer "
+            "agree, and are not judged.",
+        ],
+    }
+
+
+def _warnings(manifest: Json, total: Json) -> list[str]:
+    rows, found = total["rows"], []
+    if total["none"]:
+        found.append(
+            f"{total['none']:,} of {rows:,} rows have no proposal and will stay as they are"
+        )
+    elif manifest["unfinished"]:
+        found.append(
+            f"{manifest['unfinished']:,} of {rows:,} proposals were broken off at "
+            f"{manifest['generate']['max_new_tokens']:,} tokens: raise --max-new-tokens, or train "
+            "longer"
+        )
+    if total["empty"]:
+        found.append(f"{total['empty']:,} of {rows - total['none']:,} proposals are empty")
+    if manifest["unanswered"]:
+        learned = "" if "route" in manifest else " and were not learned from"
+        found.append(
+            f"{manifest['unanswered']:,} of {rows:,} demonstrations lack the marker "
+            f"{manifest['marker']!r}{learned}"
+        )
+    return found
+
+
+# --- cost, and how to do it again -----------------------------------------------------------------
+
+
+def _stages(folder: Path, pattern: str) -> list[Path]:
+    return sorted((folder / "stages").glob(pattern))
+
+
+def stage_cost(folder: Path) -> Json:
+    """Return the seconds of trainings and of completions that a folder's stages recorded.
+
+    Parameters
+    ----------
+    folder : Path
+        Of ``whet propose`` or ``whet evaluate``.
+
+    Returns
+    -------
+    dict
+        ``seconds``: ``training`` and ``completions``, those that are recorded.
+    """
+    files = {
+        "training": _stages(folder, "models/*/training.json"),
+        "completions": [
+            *_stages(folder, "completions/*/generation.json"),
+            *folder.glob("answers/generation.json"),
+        ],
+    }
+    return {
+        "seconds": {
+            what: round(sum(read_json(path)["seconds"] for path in paths), 3)
+            for what, paths in files.items()
+            if paths
+        }
+    }
+
+
+def _reproduce(folder: Path, manifest: Json, proposer: Json) -> Json:
+    said = manifest["generate"]
+    words = ["whet", "propose", "DEMONSTRATIONS.jsonl"]
+    words += flag_words("--model", proposer["model"] or "MODEL")
+    if proposer["served"] is not None:
+        words += flag_words("--base-url", proposer["served"])
+        words += changed_flags({"seed": said["seed"]}, {"seed": 0})
+    else:
+        words += [] if manifest["folds"] == 2 else flag_words("--folds", str(manifest["folds"]))
+        words += changed_flags(manifest["train"], asdict(TrainSettings()))
+    words += generation_flags(said)
+    settings = {key: manifest[key] for key in ("train", "generate", "folds") if key in manifest}
+    sums = {"rows": manifest["data_sha256"]}
+    if proposer["served"] is None:
+        sums["model to begin with"] = read_json(folder / "settings.json")["weights"]
+    return {
+        "command": shlex.join([*words, *flag_words("--out", f"{folder.resolve().name}-again")]),
+        "settings": settings,
+        "sha256": sums,
+        "versions": {"whet": manifest["whet_version"]},
+    }
+
+
+def generation_flags(said: Json) -> list[str]:
+    """Return the flags of generation that are not the defaults.
+
+    Examples
+    --------
+    >>> generation_flags({"temperature": 0.0, "max_new_tokens": 9, "tokens_per_batch": 8192})
+    ['--max-new-tokens', '9']
+    """
+    named = ("temperature", "max_new_tokens", "tokens_per_batch")
+    return changed_flags({key: said[key] for key in named}, asdict(GenerateSettings()))
