@@ -62,6 +62,7 @@ import pyarrow.parquet as pq
 
 from whet import __version__
 from whet.cli._progress import ProgressReporter
+from whet.estimates import mean_over_runs
 from whet.ilr.llm_judge import pair_text
 from whet.ilr.pipeline import Ilr
 from whet.ilr.recipe import parse_recipe
@@ -72,7 +73,7 @@ from whet.posttrain.trainers import train_sft
 from whet.store import read_json, write_atomic, write_json, write_parquet
 
 OPERATIONS, MODULUS, OTHERS = 3, 10, (6, 7, 8, 9)
-SEEDS, TUNING, DRAWS = (0, 1, 2, 3, 4), 1000, 2000
+SEEDS, TUNING = (0, 1, 2, 3, 4), 1000
 RATES, BETAS, ALPHAS = (1e-5, 3e-5, 1e-4), (0.1, 0.5), (0.05, 0.15, 0.3, 0.5, 0.75, 1.0)
 #: Arms that are compared with one another, besides with sft.
 PAIRS = (("ilr", "dpo"), ("ilr-tuned", "dpo"), ("ilr", "dpo-long"), ("ilr-tuned", "dpo-long"))
@@ -307,14 +308,8 @@ class Seed:
 
 def interval(columns: Sequence[np.ndarray]) -> tuple[float, float, float]:
     """Return the mean over seeds of the mean of each, with its bootstrap interval."""
-    random = np.random.default_rng(0)
-    draws = []
-    for _ in range(DRAWS):
-        chosen = random.integers(len(columns), size=len(columns))
-        means = [random.choice(columns[k], len(columns[k])).mean() for k in chosen]
-        draws.append(np.mean(means))
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return float(np.mean([column.mean() for column in columns])), float(low), float(high)
+    found = mean_over_runs(columns)
+    return found.value, found.low, found.high
 
 
 def write(
