@@ -122,6 +122,8 @@ def test_the_same_answer_twice_is_one_answer(tmp_path):
     ("call", "said"),
     [
         (lambda s, row: s.answer("me", 39999, "spam", 1.0), "row 39999 is not among the 12 rows"),
+        (lambda s, row: s.item(10**30), "0 is not among the 12 rows"),
+        (lambda s, row: s.item(-1), "row -1 is not among the 12 rows"),
         (lambda s, row: s.answer("me", row, "spma", 1.0), "did you mean 'spam'"),
         (lambda s, row: s.answer("me", row, "spam", float("nan")), "seconds = nan"),
         (lambda s, row: s.answer("me", row, "spam", -1.0), "seconds = -1"),

@@ -367,6 +367,7 @@ def test_runs_without_a_test_have_settings_to_compare(here):
     assert ended.code == 0, ended
     comparison = read_json(Path("compare.json"))
     assert comparison["recipes"][0]["measures"] == []
+    assert comparison["notes"] == []
     assert comparison["recipes"][0]["answers"][0]["status"] == "unknown"
     assert "Nothing was evaluated." in Path("compare.html").read_text()
 

@@ -435,6 +435,7 @@ def difference(low, high, n=200):
         ([(-0.1, 0.1)], "unsure", "Not clear: the test cannot tell the second from the first."),
         ([(0.01, 0.2)] * 2, "better", "All others score higher"),
         ([(0.01, 0.2), (-0.1, 0.1)], "mixed", "not all on one side"),
+        ([(0.01, 0.2), (0.01, 0.2, 4)], "mixed", "not all on one side"),
         ([(0.01, 0.2, 4)], "unknown", "Too few rows"),
         ([], "alone", "nothing to compare it with"),
     ],

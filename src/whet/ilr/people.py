@@ -150,26 +150,24 @@ class People:
             If people gave no verdict about any pair.
         """
         kind = table.schema.field("completion").type
-        columns = (table["prompt"], pa.array(list(old), kind), pa.array(list(new), kind))
-        pairs = pa.table(dict(zip(PAIR, columns, strict=True)))
-        keys, places = _keys(pairs), dict[int, int]()
+        answers = {"completion": pa.array(list(old), kind), "proposal": pa.array(list(new), kind)}
+        pairs = pa.table({"prompt": table["prompt"], **answers})
+        keys = _keys(pairs)
+        places: dict[int, int] = {}
         for i, key in enumerate(keys):
             if old[i] != new[i]:
                 places.setdefault(key, i)
         drawn = sorted(places, key=lambda key: digest(self.seed, key))[: self.most]
-        said = {}
-        if drawn:
-            said = self._said(pairs.take(sorted(places[key] for key in drawn)))
+        said = self._said(pairs.take(sorted(places[key] for key in drawn))) if drawn else {}
+        unasked = Verdict(None, f"not one of the {self.most} pairs that people were asked about")
         values, failures = np.full(len(keys), math.nan), {}
         for i, key in enumerate(keys):
-            if old[i] == new[i]:
-                values[i] = 0.5
-            elif key not in said:
-                failures[i] = f"not one of the {self.most} pairs that people were asked about"
-            elif said[key].score is None:
-                failures[i] = str(said[key].failure)
+            tie = old[i] == new[i]
+            verdict = Verdict(0.5, None) if tie else said.get(key, unasked)
+            if verdict.score is None:
+                failures[i] = str(verdict.failure)
             else:
-                values[i] = said[key].score
+                values[i] = verdict.score
         return Scores(values, failures)
 
     def _said(self, pairs: pa.Table) -> dict[int, Verdict]:

@@ -14,9 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from whet.align.judge import spoken
+from whet.report.known import compared, in_points, known_estimate
 from whet.report.rows import check_format, damage_said
-from whet.report.summary import LEAST_ROWS, SUMMARY_FORMAT
-from whet.report.words import MOST_CHARACTERS, MOST_LINES
+from whet.report.summary import SUMMARY_FORMAT
+from whet.report.words import MOST_CHARACTERS, cut
 from whet.store import read_json
 
 #: Measures that the answer may rest on, the most telling first. An arm that is trained on a
@@ -113,13 +114,6 @@ def _summary(folder: Path, manifest: Json) -> Json:
     }
 
 
-def known_estimate(estimate: Json) -> Json:
-    """Return an estimate without its numbers where too few prompts are behind it."""
-    if estimate["n"] >= LEAST_ROWS:
-        return estimate
-    return estimate | {"value": None, "low": None, "high": None}
-
-
 def _arms(manifest: Json) -> list[Json]:
     found = []
     for name, measures in manifest["evaluation"]["arms"].items():
@@ -185,7 +179,7 @@ def _gains(manifest: Json, measure: str | None) -> list[Json]:
 
 def _status(gains: list[Json]) -> str:
     """Return the status of all trainers together: better is only what is better with each."""
-    kinds = {compared(gain["gain"]) for gain in gains} - {"unknown"}
+    kinds = {compared(gain["gain"]) for gain in gains}
     if "better" not in kinds:
         return next((kind for kind in ("worse", "unsure", "same") if kind in kinds), "unknown")
     if len(kinds) > 1:
@@ -194,24 +188,11 @@ def _status(gains: list[Json]) -> str:
     return "traded" if rises else "better"
 
 
-def compared(difference: Json) -> str:
-    """Say whether a difference is above 0, below it or neither."""
-    if difference["value"] is None:
-        return "unknown"
-    if difference["low"] > 0:
-        return "better"
-    if difference["high"] < 0:
-        return "worse"
-    return "same" if difference["low"] == difference["high"] == 0 else "unsure"
-
-
 def _said(gain: Json) -> str:
     found, arms = gain["gain"], f"refined-{gain['trainer']} minus vanilla-{gain['trainer']}"
     if found["value"] is None:
         return f"{arms}: only {found['n']} held-out prompts."
-    value, low, high = (f"{100 * found[key]:+.1f}" for key in ("value", "low", "high"))
-    on = f"on {found['n']:,} held-out prompts"
-    return f"{arms}: {value} points, 95 % interval {low} to {high}, {on}."
+    return f"{arms}: {in_points(found)}, on {found['n']:,} held-out prompts."
 
 
 def _notes(manifest: Json, measure: str | None, gains: list[Json]) -> list[str]:
@@ -328,12 +309,6 @@ def _listed(answers: list[Json]) -> Json:
             for answer in answers
         ],
     }
-
-
-def cut(text: str) -> Json:
-    """Return the beginning of a text that a page shows, and how long the text is."""
-    kept = "".join(text[:MOST_CHARACTERS].splitlines(keepends=True)[:MOST_LINES])
-    return {"text": kept, "characters": len(text)}
 
 
 # --- how to do it again ---------------------------------------------------------------------------

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from whet import estimates
 from whet.align.compare import Measure, by_prompt
 from whet.align.evaluation import measures
-from whet.report.align_summary import HARM, MEASURES, known_estimate
+from whet.report.align_summary import HARM, MEASURES
 from whet.report.ilr_summary import BASELINE, refinement_of
+from whet.report.known import LEAST_ROWS, known_estimate, too_few
 from whet.report.rows import check_format, damage_said
-from whet.report.summary import LEAST_ROWS
 
 Json = dict[str, Any]
 Column = NDArray[np.float64]
@@ -31,6 +31,9 @@ WORDS = {
     "ilr": {"score": "score on the test, of the model after the last round"},
     "align": MEASURES | {HARM: "share of harmless prompts that are refused, by phrase rules"},
 }
+
+#: Columns of an evaluation that take nearly all of its room, and are not compared.
+_TEXTS = ("prompt", "completion")
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def estimate(gain: Column, seed: int) -> Json:
     """Estimate the mean of a column from its rows, without numbers where these are too few."""
     n = int(np.isfinite(gain).sum())
     if n < LEAST_ROWS:
-        return {"value": None, "low": None, "high": None, "n": n}
+        return too_few(n)
     return estimates.mean_over_runs([gain], seed=seed).as_dict()
 
 
@@ -181,13 +184,7 @@ def _scores(table: pa.Table, rows: tuple[Any, ...]) -> Column:
 
 def _read_align(folder: Path, manifest: Json) -> ArmRun:
     settings, evaluation = manifest["settings"], manifest["evaluation"]
-    table = pq.read_table(folder / "evaluation.parquet")
-    rows = sorted(set(table["row"].to_pylist()))
-    prompts = pa.table({"row": pa.array(rows)})
-    by_arm = {
-        arm: measures(table.filter(pc.equal(table["arm"], arm)), prompts, settings["target"])
-        for arm in evaluation["arms"]
-    }
+    rows, by_arm = _read_measures(folder / "evaluation.parquet", manifest)
     names = [name for name in WORDS["align"] if any(name in found for found in by_arm.values())]
     sha256 = settings["sha256"]["evaluation.prompts"]
     judges = [
@@ -223,6 +220,18 @@ def _read_align(folder: Path, manifest: Json) -> ArmRun:
         asked=asked,
         contrasts=[*asked, *(pair for pair in contrasts if pair not in asked)],
     )
+
+
+def _read_measures(file: Path, manifest: Json) -> tuple[list[int], dict[str, dict[str, Measure]]]:
+    """Return the prompts, by row, and the measures of each arm on them."""
+    named = pq.read_schema(file).names
+    table = pq.read_table(file, columns=[name for name in named if name not in _TEXTS])
+    rows = sorted(set(table["row"].to_pylist()))
+    prompts, target = pa.table({"row": pa.array(rows)}), manifest["settings"]["target"]
+    return rows, {
+        arm: measures(table.filter(pc.equal(table["arm"], arm)), prompts, target)
+        for arm in manifest["evaluation"]["arms"]
+    }
 
 
 def _means(measure: Measure) -> Column:

@@ -12,12 +12,13 @@ from whet import estimates
 from whet.classify.labels import MISSING
 from whet.errors import WhetError
 from whet.report.align_summary import is_align
-from whet.report.compare_arms import compare_arms
+from whet.report.compare_arms import compare_arms, differing
 from whet.report.evaluate_summary import is_evaluate
 from whet.report.ilr_summary import is_ilr
+from whet.report.known import LEAST_ROWS, too_few
 from whet.report.propose_summary import is_propose
-from whet.report.rows import RefinedRows, is_refined, read_manifest, read_refined
-from whet.report.summary import LEAST_ROWS, SUMMARY_FORMAT, answer
+from whet.report.rows import RefinedRows, check_format, is_refined, read_manifest, read_refined
+from whet.report.summary import SUMMARY_FORMAT, answer
 from whet.report.training_summary import is_training
 from whet.store import read_json
 
@@ -55,33 +56,37 @@ def compare(folders: list[Path]) -> Json:
     WhetError
         If the folders are not of one kind that can be compared, or one is not finished or damaged.
     """
-    kinds = [_kind(folder) for folder in folders]
+    kinds, manifests = zip(*map(_kind_and_manifest, folders), strict=True)
     if len(set(kinds)) > 1:
         said = ", ".join(f"{f} is of {k}" for f, k in zip(folders, kinds, strict=True))
         raise WhetError(f"only runs of one kind are compared: {said}; name runs of one of these")
     if kinds[0] in ("whet ilr", "whet align"):
-        manifests = [read_json(folder / "run.json") for folder in folders]
-        return compare_arms(kinds[0].removeprefix("whet "), folders, manifests)
-    first, *others = (read_refined(folder) for folder in folders)
-    runs = [_run(first, first), *(_run(rows, first) for rows in others)]
-    for run, folder in zip(runs, folders, strict=True):
-        run["name"] = str(folder)
+        return compare_arms(kinds[0].removeprefix("whet "), folders, list(manifests))
+    if kinds[0] != "whet refine":
+        raise WhetError(
+            f"{folders[0]} is of {kinds[0]}: only runs of 'whet refine', of 'whet ilr' or of "
+            "'whet align' are compared; report on each by itself"
+        )
+    for folder, manifest in zip(folders, manifests, strict=True):
+        check_format(folder / "run.json", manifest)
+    first, *others = map(read_refined, folders, manifests)
+    found = differing([manifest["settings"] for manifest in manifests])
     return {
         "format_version": SUMMARY_FORMAT,
         "kind": "compare",
-        "runs": runs,
-        "settings": _differing([rows.manifest["settings"] for rows in (first, *others)]),
+        "runs": [_run(rows, first) for rows in (first, *others)],
+        "settings": {name: values for name, values in found.items() if name not in _INPUT},
     }
 
 
-def _kind(folder: Path) -> str:
-    """Return the verb that made a run."""
+def _kind_and_manifest(folder: Path) -> tuple[str, Json]:
+    """Return the verb that made a run, and its run.json, which a training has not."""
     if is_training(folder):
-        return "a training"
+        return "a training", {}
     path = folder / "run.json"
     manifest = read_json(path) if path.is_file() else read_manifest(folder)  # says what is missing
     known = (verb for verb, is_kind in _KINDS.items() if is_kind(manifest))
-    return next(known, "no verb that is known")
+    return next(known, "no verb that is known"), manifest
 
 
 def is_comparison(path: Path) -> bool:
@@ -98,22 +103,13 @@ def is_comparison(path: Path) -> bool:
         return False
 
 
-def _differing(settings: list[Json]) -> Json:
-    """Return the settings that are not the same in all runs, a value a run, None for absent."""
-    found = {}
-    for key in dict.fromkeys(key for chosen in settings for key in chosen):
-        values = [chosen.get(key) for chosen in settings]
-        if key not in _INPUT and any(value != values[0] for value in values):
-            found[key] = values
-    return found
-
-
 def _run(rows: RefinedRows, first: RefinedRows) -> Json:
     manifest = rows.manifest
     found, said = manifest["estimate"], answer(rows)
     same = _same_rows(rows, first)
     against = same and rows is not first
     return {
+        "name": str(rows.folder),
         "status": said["status"],
         "headline": said["headline"],
         "warnings": said["warnings"],
@@ -169,6 +165,6 @@ def _paired(rows: RefinedRows, first: RefinedRows) -> Json:
     right = (rows.names(rows.honest[mine]) == gold)[alike]
     first_right = (first.names(first.honest[its]) == gold)[alike]
     if len(right) < LEAST_ROWS:
-        return {"value": None, "low": None, "high": None, "n": len(right)}
+        return too_few(len(right))
     whole = len(right) == len(rows.pseudo)
     return estimates.difference(right, first_right, whole=whole).as_dict()

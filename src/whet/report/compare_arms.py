@@ -13,7 +13,8 @@ from typing import Any
 
 from whet import estimates
 from whet.report.align_summary import HARM
-from whet.report.arm_runs import WORDS, ArmRun, estimate, read_run
+from whet.report.arm_runs import WORDS, ArmRun, Column, estimate, read_run
+from whet.report.known import compared, in_points
 from whet.report.summary import SUMMARY_FORMAT
 
 Json = dict[str, Any]
@@ -59,7 +60,7 @@ wrote it
     """
     runs = [read_run(kind, folder, m) for folder, m in zip(folders, manifests, strict=True)]
     recipes = _by_recipe(runs)
-    found = [_recipe(kind, runs, mine) for mine in recipes]
+    numbers = {place: number for number, mine in enumerate(recipes, 1) for place in mine}
     between = [
         other | {"recipe": place}
         for place, mine in enumerate(recipes[1:], 2)
@@ -69,13 +70,8 @@ wrote it
         "format_version": SUMMARY_FORMAT,
         "kind": "compare-arms",
         "of": kind,
-        "runs": [
-            _run(run, number)
-            for place, run in enumerate(runs)
-            for number, mine in enumerate(recipes, 1)
-            if place in mine
-        ],
-        "recipes": found,
+        "runs": [_run(run, numbers[place]) for place, run in enumerate(runs)],
+        "recipes": [_recipe(kind, runs, mine) for mine in recipes],
         "between": between,
         "settings": differing([run.settings for run in runs]),
         "notes": _notes(runs, recipes, between),
@@ -210,7 +206,7 @@ def _above(each: list[Json | None]) -> int:
     return sum(found is not None and (found["value"] or 0) > 0 for found in each)
 
 
-def _over_runs(each: list[Json | None], columns: list[Any], runs: list[ArmRun]) -> Json:
+def _over_runs(each: list[Json | None], columns: list[Column | None], runs: list[ArmRun]) -> Json:
     """Return the estimates of the runs, and the mean over those that know the quantity.
 
     One run has no mean: its interval says nothing of other seeds.
@@ -274,24 +270,17 @@ def _answers(runs: list[ArmRun], measures: list[Json]) -> list[Json]:
 
 
 def _status(difference: Json) -> str:
-    mean, few = difference["mean"], difference["of"] < FEW_RUNS
-    if mean is None:
+    if difference["mean"] is None:
         return "single" if difference["of"] else "unknown"
-    if mean["low"] == mean["high"] == 0:
-        return "same"
-    if mean["low"] > 0:
-        return "ahead" if few else "better"
-    if mean["high"] < 0:
-        return "behind" if few else "worse"
-    return "unsure"
+    status = compared(difference["mean"])
+    few = {"better": "ahead", "worse": "behind"} if difference["of"] < FEW_RUNS else {}
+    return few.get(status, status)
 
 
 def _said(difference: Json) -> str:
-    mean, of = difference["mean"], difference["of"]
-    value, low, high = (f"{100 * mean[key]:+.1f}" for key in ("value", "low", "high"))
     minus = f"{difference['first']} minus {difference['second']}"
-    over = f"over {of} runs, above 0 in {difference['above']} of them"
-    return f"{minus}: {value} points, 95 % interval {low} to {high}, {over}."
+    over = f"over {difference['of']} runs, above 0 in {difference['above']} of them"
+    return f"{minus}: {in_points(difference['mean'])}, {over}."
 
 
 # --- between recipes ------------------------------------------------------------------------------
@@ -336,13 +325,15 @@ def _notes(runs: list[ArmRun], recipes: list[list[int]], between: list[Json]) ->
             "lie, their settings differ. There is no mean over recipes."
         )
         notes += _unpaired(recipes, between)
-    sizes = sorted({len(mine) for mine in recipes if 1 < len(mine) < FEW_RUNS})
+    tested = [[runs[place] for place in mine if runs[place].names] for mine in recipes]
+    several = [mine for mine in tested if len(mine) > 1]
+    sizes = sorted({len(mine) for mine in several if len(mine) < FEW_RUNS})
     if sizes:
         notes.append(
             f"An interval over {' or '.join(map(str, sizes))} runs is too narrow: look at how many "
             "of the runs are above 0, too."
         )
-    tests = [len({runs[k].test for k in mine}) for mine in recipes if len(mine) > 1]
+    tests = [len({run.test for run in mine}) for mine in several]
     if any(count > 1 for count in tests):
         notes.append(
             "The runs have different test rows: each difference is within a run, on its own rows."
@@ -353,10 +344,11 @@ def _notes(runs: list[ArmRun], recipes: list[list[int]], between: list[Json]) ->
             "runs make the interval no surer of other rows."
         )
     notes += _repeated(runs)
-    notes.append(
-        "Intervals over runs come from drawing runs and test rows again; those of one run from its "
-        "rows alone, which know nothing of other seeds."
-    )
+    if any(tested):
+        notes.append(
+            "Intervals over runs come from drawing runs and test rows again; those of one run from "
+            "its rows alone, which know nothing of other seeds."
+        )
     if max(len(run.names) for run in runs) > 3:
         notes.append("Of many arms some look better by chance.")
     return notes

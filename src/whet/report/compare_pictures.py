@@ -6,14 +6,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from whet.report.ilr_summary import BASELINE
 from whet.report.pictures import COLOURS, GREY, as_svg
 from whet.report.text import one_line
 
 Json = dict[str, Any]
 #: Arms that are drawn; the tables have all.
 MOST_ARMS = 20
-#: What arms are held against in the right panel.
-BASELINE = "sft"
+_MEAN: Json = {"color": COLOURS[0], "marker": "D", "markersize": 6, "capsize": 3, "linestyle": ""}
 
 
 def draw_arms_over_runs(measure: Json) -> bytes | None:
@@ -64,9 +64,6 @@ def draw_arms_over_runs(measure: Json) -> bytes | None:
         )
 
     return as_svg((8.4, 1.3 + 0.34 * len(arms)), draw)
-
-
-_MEAN: Json = {"color": COLOURS[0], "marker": "D", "markersize": 6, "capsize": 3, "linestyle": ""}
 
 
 def _draw_runs(axis: Any, place: int, found: Json, unit: float) -> None:  # noqa: ANN401

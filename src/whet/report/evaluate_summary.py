@@ -5,7 +5,6 @@ The page shows what stands here and computes nothing, so the two cannot disagree
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from itertools import zip_longest
 from pathlib import Path
@@ -18,13 +17,13 @@ import pyarrow.parquet as pq
 
 from whet.ilr.judges import LlmSettings
 from whet.ilr.rows import text_of
-from whet.report.align_summary import compared, cut, known_estimate
-from whet.report.propose_summary import generation_flags, stage_cost
+from whet.report.commands import changed_flags, flag_words, generation_flags, into_another
+from whet.report.known import compared, in_points, known_estimate
+from whet.report.propose_summary import stage_cost
 from whet.report.rows import check_format, damage_said
-from whet.report.summary import SUMMARY_FORMAT, flag_words
+from whet.report.summary import SUMMARY_FORMAT
 from whet.report.text import one_line
-from whet.report.training_summary import changed_flags
-from whet.report.words import MOST_CHARACTERS
+from whet.report.words import MOST_CHARACTERS, cut
 from whet.store import read_json
 
 #: Rows whose completions are listed.
@@ -104,7 +103,7 @@ def _summary(folder: Path, manifest: Json) -> Json:
         "title": manifest["task"],
         "answer": _answer(found),
         "rows": manifest["rows"],
-        "judge": manifest.get("judge"),
+        "judge": manifest["judge"],
         "found": found,
         "examples": _examples(folder, table, manifest),
         "cost": stage_cost(folder),
@@ -160,8 +159,7 @@ def _answer(found: list[Json]) -> Json:
 def _status(kinds: list[str]) -> str:
     if not kinds:
         return "alone"
-    known = set(kinds) - {"unknown"} or {"unknown"}
-    return known.pop() if len(known) == 1 else "mixed"
+    return kinds[0] if len(set(kinds)) == 1 else "mixed"
 
 
 def _name(one: Json) -> str:
@@ -180,8 +178,7 @@ def _said(one: Json, first: Json) -> str:
     gain, names = one["gain"], f"{_name(one)} minus {_name(first)}"
     if gain["value"] is None:
         return f"{names}: only {gain['n']} rows."
-    value, low, high = (f"{100 * gain[key]:+.1f}" for key in ("value", "low", "high"))
-    said = f"{names}: {value} points, 95 % interval {low} to {high}, on {gain['n']:,} rows."
+    said = f"{names}: {in_points(gain)}, on {gain['n']:,} rows."
     rate = None if one["win"] is None else one["win"]["rate"]
     if rate is not None and rate["value"] is not None:
         value, low, high = (f"{rate[key]:.3f}" for key in ("value", "low", "high"))
@@ -270,11 +267,12 @@ def _kind(scores: list[float | None]) -> str:
 
 def _prompts(folder: Path, rows: set[int]) -> dict[int, str]:
     """Return the prompts of rows, which are stored where a model was asked."""
-    for file in sorted((folder / "stages" / "completions").glob("*/completions.parquet")):
-        drawn = pc.field("row").isin(list(rows))
-        asked = pq.read_table(file, columns=["row", "prompt"], filters=drawn).to_pylist()
-        return {each["row"]: text_of(each["prompt"]) for each in asked}
-    return {}
+    files = sorted((folder / "stages" / "completions").glob("*/completions.parquet"))
+    if not files:
+        return {}
+    drawn = pc.field("row").isin(list(rows))
+    asked = pq.read_table(files[0], columns=["row", "prompt"], filters=drawn)  # all are asked alike
+    return {each["row"]: text_of(each["prompt"]) for each in asked.to_pylist()}
 
 
 def _asked(prompt: str | None) -> Json:
@@ -298,7 +296,7 @@ def _said_of(said: Json) -> Json:
 
 
 def _reproduce(folder: Path, manifest: Json) -> Json:
-    judge, said = manifest.get("judge"), manifest["generate"]
+    judge, said = manifest["judge"], manifest["generate"]
     what = [one["what"] for one in manifest["found"]]
     words = ["whet", "evaluate", *what, *flag_words("--task", manifest["task"])]
     words += ["--test", "TEST", *generation_flags(said)]
@@ -307,7 +305,7 @@ def _reproduce(folder: Path, manifest: Json) -> Json:
         words += flag_words("--judge", judge["name"])
         words += changed_flags({k: judge[k] for k in JUDGE if k in judge}, JUDGE)
     return {
-        "command": shlex.join([*words, *flag_words("--out", f"{folder.resolve().name}-again")]),
+        "command": into_another(words, folder),
         "settings": {"generate": said, "judge": judge},
         "sha256": {"rows": manifest["data_sha256"]},
         "versions": {"whet": manifest["whet_version"]},

@@ -6,7 +6,17 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from whet.report.pictures import COLOURS, GREY, HATCHES, LINES, MARKERS, PALE, as_svg
+from whet.report.pictures import (
+    COLOURS,
+    GREY,
+    HATCHES,
+    LINES,
+    MARKERS,
+    PALE,
+    PLATE,
+    as_svg,
+    stack_bars,
+)
 from whet.report.text import one_line
 
 Json = dict[str, Any]
@@ -136,7 +146,7 @@ def draw_proposals(proposals: list[Json]) -> bytes | None:
     shown = proposals[:MOST_BARS]
     if not shown:
         return None
-    parts: tuple[tuple[str, str, Json], ...] = (
+    parts = (
         ("accepted", "accepted", {"color": COLOURS[0]}),
         (
             "rejected",
@@ -149,23 +159,11 @@ def draw_proposals(proposals: list[Json]) -> bytes | None:
 
     def draw(figure: Figure) -> None:
         axis = figure.subplots()
-        start = [0] * len(shown)
-        for key, label, look in parts:
-            widths = [record[key] for record in shown]
-            if any(widths):
-                bars = axis.barh(range(len(shown)), widths, left=start, label=label, **look)
-                if key == "accepted":
-                    axis.bar_label(
-                        bars,
-                        [f"{n:,} " for n in widths],
-                        label_type="edge",
-                        padding=3,
-                        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
-                    )
-            start = [a + b for a, b in zip(start, widths, strict=True)]
         names = [f"{one_line(r['arm'], 24)}, round {r['round']}" for r in shown]
-        axis.set_yticks(range(len(shown)), names)
-        axis.invert_yaxis()
+        bars = stack_bars(axis, shown, names, parts)
+        if "accepted" in bars:
+            counts = [f"{r['accepted']:,} " for r in shown]
+            axis.bar_label(bars["accepted"], counts, label_type="edge", padding=3, bbox=PLATE)
         axis.set_xlabel("proposals")
         figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from whet import estimates
 from whet.ilr.evaluate import score_difference
+from whet.report.known import LEAST_ROWS, compared, in_points, too_few
 from whet.report.proposals import (
     Judged,
     bin_scores,
@@ -24,7 +25,7 @@ from whet.report.proposals import (
     read_judged,
 )
 from whet.report.rows import check_format, damage_said
-from whet.report.summary import LEAST_ROWS, SUMMARY_FORMAT
+from whet.report.summary import SUMMARY_FORMAT
 from whet.store import read_json
 
 #: The arm that refinement is held against.
@@ -225,22 +226,14 @@ def _status(manifest: Json, main: str | None) -> str:
     if len(arm["rounds"]) < 2:
         return "halted"
     gain = _known(arm["gain"])
-    if gain is None:
-        return "unknown"
-    if gain["low"] > 0:
-        return "better"
-    if gain["high"] < 0:
-        return "worse"
-    return "same" if gain["low"] == gain["high"] == 0 else "unsure"
+    return "unknown" if gain is None else compared(gain)
 
 
 def _verdict(status: str, main: str | None, gain: Json | None, best: Json | None) -> str:
     """Return the answer in one or two sentences, for the terminal too."""
     said = HEADLINES[status]
     if gain is not None and status in ("better", "unsure", "worse"):
-        value, low, high = (f"{100 * gain[key]:+.1f}" for key in ("value", "low", "high"))
-        said += f" {main} minus {BASELINE}: {value} points, 95 % interval {low} to {high}, on"
-        said += f" {gain['n']:,} rows of the test."
+        said += f" {main} minus {BASELINE}: {in_points(gain)}, on {gain['n']:,} rows of the test."
     if best is not None and best["others"]:
         said += f" The highest score has {best['arm']}"
         ties = ", ".join(best["ties"])
@@ -340,7 +333,7 @@ def _judges(manifest: Json) -> list[Json]:
         right = sum(record.get("judge_right") or 0 for record in arm["rounds"])
         judge = _judge(settings["arms"][name], settings)
         if judge is not None and told:
-            share: Json = {"value": None, "low": None, "high": None, "n": told}
+            share = too_few(told)
             if told >= LEAST_ROWS:
                 share = estimates.share(np.arange(told) < right).as_dict()
             pairs = _kind(settings["arms"][name]) == "dpo"

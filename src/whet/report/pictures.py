@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from matplotlib import rc_context, rcdefaults, rcParams
@@ -37,7 +37,7 @@ GAP, NUMBERED = 0.04, 0.02
 
 Json = dict[str, Any]
 #: Behind a number that lies on lines.
-_PLATE = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+PLATE = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "whet",  # the same picture has the same bytes
     "svg.fonttype": "none",  # the reader's fonts know more scripts than a font here would
@@ -157,7 +157,7 @@ def _mark(
             (8, 0),
             textcoords="offset points",
             va="center",
-            bbox=_PLATE,
+            bbox=PLATE,
         )
 
 
@@ -212,7 +212,7 @@ def draw_flows(changes: Json) -> bytes | None:
             if not kept and height >= NUMBERED:
                 # On the band, a quarter of its way: in the middle bands cross.
                 rows, y = f"{round(height / scale):,}", start + 0.156 * (end - start) + height / 2
-                axis.text(0.421, y, rows, ha="center", va="center", bbox=_PLATE)
+                axis.text(0.421, y, rows, ha="center", va="center", bbox=PLATE)
 
     return as_svg((8.4, 1.2 + 0.75 * bars), draw)
 
@@ -406,6 +406,40 @@ def as_svg(size: tuple[float, float], draw: Callable[[Figure], None]) -> bytes:
         draw(figure)
         figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()
+
+
+def stack_bars(
+    axis: Any,  # noqa: ANN401
+    rows: list[Json],
+    names: list[str],
+    parts: Sequence[tuple[str, str, Json]],
+) -> dict[str, Any]:
+    """Draw a level bar for each row, the first on top, of parts that lie end to end.
+
+    Parameters
+    ----------
+    axis : matplotlib.axes.Axes
+    rows : list of dict
+        Lengths by the keys of the parts.
+    names : list of str
+        Of the rows.
+    parts : sequence of (str, str, dict)
+        Key, label and look of each part; those that no row has are left out.
+
+    Returns
+    -------
+    dict of str to matplotlib.container.BarContainer
+        The bars of each part that is drawn.
+    """
+    drawn, start = {}, [0] * len(rows)
+    for key, label, look in parts:
+        widths = [row[key] for row in rows]
+        if any(widths):
+            drawn[key] = axis.barh(range(len(rows)), widths, left=start, label=label, **look)
+        start = [a + b for a, b in zip(start, widths, strict=True)]
+    axis.set_yticks(range(len(rows)), names)
+    axis.invert_yaxis()
+    return drawn
 
 
 def _name(label: str | None, beside: int = 1) -> str:

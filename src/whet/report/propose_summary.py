@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from whet.ilr.rows import text_of
-from whet.posttrain.settings import GenerateSettings, TrainSettings
+from whet.posttrain.settings import TrainSettings
+from whet.report.commands import changed_flags, flag_words, generation_flags, into_another
 from whet.report.proposals import beside
 from whet.report.rows import check_format, damage_said
-from whet.report.summary import SUMMARY_FORMAT, flag_words
-from whet.report.training_summary import changed_flags
+from whet.report.summary import SUMMARY_FORMAT
 from whet.store import read_json
 
 RESULT = "proposals.parquet"
@@ -169,8 +169,8 @@ def _proposer(folder: Path, manifest: Json) -> Json:
     if "route" in manifest:
         route = manifest["route"]
         return {"model": route.get("model"), "served": route.get("base_url"), "folds": None}
-    trained = [read_json(path)["model"] for path in _stages(folder, "models/*/training.json")]
-    model = trained[0] if trained else None
+    trained = _stages(folder, "models/*/training.json")  # all from one model
+    model = read_json(trained[0])["model"] if trained else None
     return {"model": model, "served": None, "folds": manifest["folds"]}
 
 
@@ -271,20 +271,8 @@ def _reproduce(folder: Path, manifest: Json, proposer: Json) -> Json:
     if proposer["served"] is None:
         sums["model to begin with"] = read_json(folder / "settings.json")["weights"]
     return {
-        "command": shlex.join([*words, *flag_words("--out", f"{folder.resolve().name}-again")]),
+        "command": into_another(words, folder),
         "settings": settings,
         "sha256": sums,
         "versions": {"whet": manifest["whet_version"]},
     }
-
-
-def generation_flags(said: Json) -> list[str]:
-    """Return the flags of generation that are not the defaults.
-
-    Examples
-    --------
-    >>> generation_flags({"temperature": 0.0, "max_new_tokens": 9, "tokens_per_batch": 8192})
-    ['--max-new-tokens', '9']
-    """
-    named = ("temperature", "max_new_tokens", "tokens_per_batch")
-    return changed_flags({key: said[key] for key in named}, asdict(GenerateSettings()))

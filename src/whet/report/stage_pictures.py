@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from whet.report.align_pictures import draw_arms
-from whet.report.pictures import COLOURS, GREY, HATCHES, PALE, as_svg
+from whet.report.pictures import COLOURS, GREY, HATCHES, PALE, as_svg, stack_bars
 from whet.report.text import one_line
 
 Json = dict[str, Any]
@@ -79,7 +79,7 @@ def draw_kinds(folds: list[Json], rows: Json) -> bytes:
     """
     shown = folds[:MOST_BARS] or [rows]
     names = [f"fold {bar['fold']}" if "fold" in bar else "all rows" for bar in shown]
-    parts: tuple[tuple[str, str, Json], ...] = (
+    parts = (
         ("different", "different", {"color": COLOURS[0]}),
         ("same", "same as the demonstration", {"color": PALE}),
         ("empty", "empty", {"facecolor": "white", "edgecolor": COLOURS[1], "hatch": HATCHES[0]}),
@@ -88,14 +88,7 @@ def draw_kinds(folds: list[Json], rows: Json) -> bytes:
 
     def draw(figure: Figure) -> None:
         axis = figure.subplots()
-        start = [0] * len(shown)
-        for key, label, look in parts:
-            widths = [bar[key] for bar in shown]
-            if any(widths):
-                axis.barh(range(len(shown)), widths, left=start, label=label, **look)
-            start = [a + b for a, b in zip(start, widths, strict=True)]
-        axis.set_yticks(range(len(shown)), names)
-        axis.invert_yaxis()
+        stack_bars(axis, shown, names, parts)
         axis.set_xlabel("rows")
         figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
 

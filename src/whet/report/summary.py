@@ -5,7 +5,6 @@ The page shows what stands here and computes nothing, so the two cannot disagree
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ from numpy.typing import NDArray
 
 from whet import estimates
 from whet.classify.labels import MISSING, Codes
+from whet.report.commands import flag_words, into_another
+from whet.report.known import LEAST_ROWS, too_few
 from whet.report.rows import RefinedRows, read_refined
 
 #: Version of summary.json; a change that readers notice raises it.
@@ -26,8 +27,6 @@ MOST_TEXT, MOST_REASON, MOST_LABEL = 2_000, 600, 120
 MOST_CLASSES = 12
 #: Changes from an annotator's label to a refined one, and errors, that are listed.
 MOST_FLOWS, MOST_ERRORS = 200, 20
-#: Fewer gold rows than this make no share: the interval would span nearly everything.
-LEAST_ROWS = 5
 #: Gold rows of a bin of the calibration, at least, and bins at most.
 BIN_ROWS, MOST_BINS = 10, 5
 #: Fewer gold rows than this see only large differences.
@@ -450,7 +449,7 @@ def _calibration(rows: RefinedRows) -> Json:
 def _share(rows: RefinedRows, right: NDArray[np.bool_]) -> Json:
     """Estimate a share of gold rows; of too few, only their number is known."""
     if len(right) < LEAST_ROWS:
-        return {"value": None, "low": None, "high": None, "n": len(right)}
+        return too_few(len(right))
     return estimates.share(right, whole=len(rows.judged) == len(rows.pseudo)).as_dict()
 
 
@@ -472,13 +471,7 @@ def command(settings: Json, folder: Path) -> str:
             continue
         flag = "--" + key.replace("_", "-")
         words += [flag] if value is True else flag_words(flag, str(value))
-    # A finished run is not made anew in its own folder.
-    return shlex.join([*words, *flag_words("--out", f"{folder.resolve().name}-again")])
-
-
-def flag_words(flag: str, value: str) -> list[str]:
-    """Return a flag and its value, in one word where the value would be taken for a flag."""
-    return [f"{flag}={value}"] if value.startswith("-") else [flag, value]
+    return into_another(words, folder)
 
 
 def _code_name(rows: RefinedRows, code: Any) -> str | None:  # noqa: ANN401 - int of Python or numpy

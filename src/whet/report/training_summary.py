@@ -14,8 +14,9 @@ from typing import Any
 from whet.posttrain.lint import Lint
 from whet.posttrain.models import MANIFEST
 from whet.posttrain.settings import DpoSettings, OnlineSettings, TrainSettings
+from whet.report.commands import changed_flags, flag_words, into_another
 from whet.report.rows import check_format, damage_said
-from whet.report.summary import SUMMARY_FORMAT, flag_words
+from whet.report.summary import SUMMARY_FORMAT
 from whet.store import read_json
 
 #: Parts of the steps whose means are listed.
@@ -120,7 +121,7 @@ def _summary(folder: Path, manifest: Json) -> Json:
         "next": f"whet evaluate {shlex.join([manifest['model'], name])} --task TASK --data DATA "
         f"--out {shlex.quote(name + '-evaluated')}",
         "reproduce": {
-            "command": _command(name, manifest),
+            "command": _command(folder, manifest),
             "settings": _settings(manifest),
             "sha256": {"rows": manifest["data_sha256"], "model to begin with": manifest["weights"]},
             "versions": {"whet": manifest["whet_version"], **manifest["versions"]},
@@ -212,14 +213,15 @@ HEADLINES = {
 
 def _answer(manifest: Json, rows: Json, curve: Json) -> Json:
     tenths, rewarded = curve["tenths"], manifest["kind"] == "online"
-    measure = next(iter(curve["measures"]))
+    measure = next(iter(MEASURES[manifest["kind"]]))
     start, end = ({"value": part[measure], "n": part["n"]} for part in (tenths[0], tenths[-1]))
     moved = "unknown"
     if len(tenths) > 1:
         gain = end["value"] - start["value"]
         moved = "up" if gain > 0 else "down" if gain < 0 else "level"
     headline = HEADLINES[rewarded, moved]
-    verdict = f"{headline} {_trained(manifest, rows)}"
+    trained = _trained(manifest, rows)
+    verdict = f"{headline} {trained}"
     if len(tenths) > 1:
         verdict += (
             f" Mean {measure} {start['value']:.4g} at first ({_steps(start['n'])}), "
@@ -230,7 +232,7 @@ def _answer(manifest: Json, rows: Json, curve: Json) -> Json:
         "status": good.get(moved, "doubtful"),
         "headline": headline,
         "verdict": verdict,
-        "trained": _trained(manifest, rows),
+        "trained": trained,
         "measure": measure,
         "start": start,
         "end": end if len(tenths) > 1 else None,
@@ -297,7 +299,7 @@ def _settings(manifest: Json) -> Json:
     return {key: manifest[key] for key in asdict(SETTINGS[manifest["kind"]])}
 
 
-def _command(name: str, manifest: Json) -> str | None:
+def _command(folder: Path, manifest: Json) -> str | None:
     """Return the command line that trains it again; None where no verb does."""
     kind = manifest["kind"]
     if kind not in FILES:
@@ -306,20 +308,4 @@ def _command(name: str, manifest: Json) -> str | None:
     words = ["whet", kind, FILES[kind], *flag_words("--model", manifest["model"])]
     words += changed_flags(_settings(manifest), asdict(SETTINGS[kind]))
     words += [] if marker is None else flag_words("--marker", marker)
-    return shlex.join([*words, *flag_words("--out", f"{name}-again")])
-
-
-def changed_flags(settings: Json, defaults: Json) -> list[str]:
-    """Return the flags of those settings that are not the defaults.
-
-    Examples
-    --------
-    >>> changed_flags({"max_steps": 3, "seed": 0}, {"max_steps": None, "seed": 0})
-    ['--max-steps', '3']
-    """
-    words = []
-    for key, value in settings.items():
-        if value != defaults[key]:
-            flag = "--" + key.replace("_", "-")
-            words += [flag] if value is True else flag_words(flag, str(value))
-    return words
+    return into_another(words, folder)

@@ -1,4 +1,4 @@
-"""Two texts beside each other: which words are the same, and which changed."""
+"""Texts as reports keep them: their beginnings, and which words of two are the same."""
 
 from __future__ import annotations
 
@@ -52,6 +52,17 @@ def compare_words(old: str, new: str) -> tuple[dict[str, Any], dict[str, Any]]:
         for text, mine in zip((old, new), parts, strict=True)
     )
     return first, second
+
+
+def cut(text: str) -> dict[str, Any]:
+    """Return the beginning of a text, ``text``, and how many ``characters`` the whole has.
+
+    Examples
+    --------
+    >>> cut("a" * 1_200)["characters"], len(cut("a" * 1_200)["text"])
+    (1200, 1000)
+    """
+    return {"text": _beginning(text), "characters": len(text)}
 
 
 def _beginning(text: str) -> str:

@@ -222,6 +222,18 @@ class AnswerLog:
         with self._lock:
             self._db.close()
 
+    def place(self, row: int) -> tuple[int, int]:
+        """Return which of the rows a row is, from 1, or 0 if none, and how many there are."""
+        with self._guarded():
+            self._check_facts()
+            (total,) = self._db.execute("SELECT COUNT(*) FROM items").fetchone()
+            (place,) = self._db.execute(
+                "SELECT COUNT(*) FROM items WHERE position <= "
+                "(SELECT position FROM items WHERE row = ?)",
+                (row if abs(row) < 2**63 else None,),  # more than SQLite can hold
+            ).fetchone()
+        return place, total
+
     def items(self) -> list[Sampled]:
         """Return the rows of the session in order; another process may have added some."""
         with self._guarded():

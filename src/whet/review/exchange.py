@@ -76,13 +76,12 @@ def _suggested(session: Session, item: Item) -> str | None:
 
 def _record(session: Session, item: Item) -> dict[str, Any]:
     label = _suggested(session, item)
+    suggestion = {"value": label, "score": None, "agent": _AGENT}
     return {
         "id": str(item.row),
         "fields": item.shown,
         "metadata": {},
-        "suggestions": {}
-        if label is None
-        else {_QUESTION: {"value": label, "score": None, "agent": _AGENT}},
+        "suggestions": {} if label is None else {_QUESTION: suggestion},
         "responses": {},
         "vectors": {},
     }
@@ -105,15 +104,12 @@ def _task(session: Session, item: Item) -> dict[str, Any]:
 def _interface(session: Session, names: list[str]) -> str:
     """Return the labelling interface of Label Studio: texts, and one choice."""
     texts = [
-        line for name in names for line in (f"  <Header value={quoteattr(name)}/>", _text_tag(name))
+        f'  <Header value={quoteattr(name)}/>\n  <Text name="{name}" value="${name}"/>'
+        for name in names
     ]
     choices = [f"    <Choice value={quoteattr(name)}/>" for name in session.classes]
     opened = f'  <Choices name="{_QUESTION}" toName="{names[0]}" choice="single" showInline="true">'
     return "\n".join(["<View>", *texts, opened, *choices, "  </Choices>", "</View>"])
-
-
-def _text_tag(name: str) -> str:
-    return f'  <Text name="{name}" value="${name}"/>'
 
 
 def import_answers(session: Session, file: Path) -> int:

@@ -266,13 +266,12 @@ class Session:
 
     def item(self, row: int) -> Item:
         """Return a row of the session, whoever answered it."""
-        self._check_row(row)
         return self._item(row)
 
     def _item(self, row: int, answered: str | None = None, note: str = "") -> Item:
-        rows = [item.row for item in self._log.items()]
+        place, total = self._check_row(row)
         shown, pseudo = self._work.shown(row), self._work.pseudo(row)
-        return Item(row, shown, pseudo, answered, note, rows.index(row) + 1, len(rows))
+        return Item(row, shown, pseudo, answered, note, place, total)
 
     def answer(self, who: str, row: int, value: str | None, seconds: float, note: str = "") -> None:
         """Store an answer; it is on disk when this returns.
@@ -479,13 +478,15 @@ class Session:
         """Return the command that goes on from the output."""
         return self._work.next_step(self.answered())
 
-    def _check_row(self, row: int) -> None:
-        rows = [item.row for item in self._log.items()]
-        if row not in rows:
+    def _check_row(self, row: int) -> tuple[int, int]:
+        """Return a row's place, from 1, and the number of rows."""
+        place, total = self._log.place(row)
+        if not place:
             raise WhetError(
-                f"row {row} is not among the {len(rows)} rows of this session: answer one that was "
+                f"row {row} is not among the {total} rows of this session: answer one that was "
                 "shown"
             )
+        return place, total
 
     def _check_value(self, value: str) -> None:
         if value not in self.classes:
