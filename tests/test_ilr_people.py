@@ -20,6 +20,7 @@ from whet.ilr.pairs import preferences
 from whet.ilr.people import COMPARISONS, JUDGED, VERDICTS, People, PeopleWanted, Waiting
 from whet.ilr.tasks.find import load_task
 from whet.review.comparing import open_comparison
+from whet.review.session import session_file
 from whet.review.terminal import label_in_terminal
 from whet.rounds import Halt
 from whet.store import read_json, write_parquet
@@ -90,6 +91,58 @@ def test_enough_leaves_the_rest_for_good(tmp_path):
     np.testing.assert_array_equal(People(folder).score(TABLE, OLD, NEW).values, found.values)
 
 
+def test_answers_count_when_they_are_given(tmp_path):
+    """Of a page that is still open, or was killed: none waits for the table to be written."""
+    judge = People(tmp_path / "people")
+    session = wanted(judge)
+    source, out = session.folder / COMPARISONS, session.folder / JUDGED
+    session_file(out).touch()  # as while it is being made
+    assert wanted(judge).left == N
+    with open_comparison(source, out=out, n=5, seed=3) as people:  # of rows and sides of its own
+        before = session_file(out).read_bytes()
+        assert wanted(judge).left == N
+        assert session_file(out).read_bytes() == before
+        for _ in range(4):
+            item = people.next("ann")
+            new = NEW[item.row]
+            people.answer("ann", item.row, "left" if item.shown["left"] == new else "right", 1.0)
+        assert wanted(judge).left == N - 4
+        assert len(people.items) == 5  # and who answers is shown no other rows
+        people.answer("ann", people.next("ann").row, None, 1.0)
+        assert wanted(judge).left == N - 5
+    out.unlink()
+    found = replace(judge, enough=True).score(TABLE, OLD, NEW)
+    assert np.nansum(found.values) == 4.0
+    assert sorted(found.failures.values()) == ["nobody answered"] * 7 + ["nobody could decide"]
+
+
+def test_answers_are_kept_where_the_verdicts_are_lost(tmp_path):
+    judge = People(tmp_path / "people")
+    answer(wanted(judge, new=[*NEW[:4], *OLD[4:]]))
+    judge.score(TABLE, OLD, [*NEW[:4], *OLD[4:]])
+    session = wanted(judge)
+    answer(session, most=3)
+    (tmp_path / "people" / VERDICTS).unlink()
+    before = {path: path.read_bytes() for path in session.folder.iterdir()}
+    with pytest.raises(WhetError, match=r"lacks pairs that .*verdicts.* had.* move the folder"):
+        judge.score(TABLE, OLD, NEW)
+    assert {path: path.read_bytes() for path in session.folder.iterdir()} == before
+    session.folder.rename(tmp_path / "away")
+    assert wanted(judge).left == N
+
+
+def test_who_answered_for_a_run_is_led_back_to_it(tmp_path, monkeypatch):
+    session = wanted(People(tmp_path / "people"))
+    source, out = session.folder / COMPARISONS, session.folder / JUDGED
+    with open_comparison(source, out=out) as people:
+        assert people.next_step() == "run the same whet ilr command again"
+    monkeypatch.chdir(session.folder)
+    with open_comparison(type(out)(COMPARISONS), out=type(out)(JUDGED)) as people:
+        assert people.next_step() == "run the same whet ilr command again"
+    with open_comparison(source, out=tmp_path / JUDGED) as people:
+        assert people.next_step().startswith("whet replace")
+
+
 def test_a_pair_is_asked_about_once(tmp_path):
     judge = People(tmp_path / "people")
     answer(wanted(judge))
@@ -138,6 +191,15 @@ def test_verdicts_belong_to_their_comparisons(tmp_path):
     session = wanted(judge)
     answer(session)
     path, good = session.folder / JUDGED, pq.read_table(session.folder / JUDGED)
+    kept = session_file(path).read_bytes()
+    session_file(path).write_bytes(b"no")
+    with pytest.raises(WhetError, match=r"sqlite cannot be read .*: restore it; or move the fold"):
+        judge.score(TABLE, OLD, NEW)
+    session_file(path).write_bytes(kept)
+    write_parquet(path, good.slice(0, 5))
+    with pytest.raises(WhetError, match=r"was changed after whet label .* or move the fold"):
+        judge.score(TABLE, OLD, NEW)
+    session_file(path).unlink()  # another program's table: it has no session
     at = good.column_names.index("proposal")
     for wrong in (
         good.set_column(at, "proposal", pa.array([*NEW[:5], "another", *NEW[6:]])),
@@ -145,7 +207,9 @@ def test_verdicts_belong_to_their_comparisons(tmp_path):
         good.take([0, 1, 2, 3, 4, 6, 5, *range(7, N)]),
     ):
         write_parquet(path, wrong)
-        with pytest.raises(WhetError, match=r"row 5 of .*judged.parquet is not that of .*: move"):
+        with pytest.raises(
+            WhetError, match=r"row 5 of .*judged.parquet is not that of .*: move the f"
+        ):
             judge.score(TABLE, OLD, NEW)
     write_parquet(path, good.drop_columns("prompt"))
     with pytest.raises(WhetError, match="row 0 of"):
@@ -197,14 +261,14 @@ def test_pairs_for_dpo_are_judged_as_well(tmp_path):
 
 
 def test_people_see_what_makes_an_answer_better(tmp_path):
-    criterion = "Only brevity counts \x1b[2J."
+    criterion = "Only brevity <b>counts</b>."
     session = wanted(People(tmp_path / "people", criterion=criterion))
     source, out = session.folder / COMPARISONS, session.folder / JUDGED
     said = []
     with open_comparison(source, out=out) as people:
         label_in_terminal(people, "ann", io.StringIO("q\n"), said.append)
         assert people.criterion == criterion
-    assert "Only brevity counts \\x1b[2J." in said
+    assert criterion in said
     answer(session)
     assert People(tmp_path / "people").score(TABLE, OLD, NEW).failed == 0
     task = load_task("saferpaca")
@@ -353,13 +417,21 @@ def test_the_printed_commands_go_on(base, tmp_path, monkeypatch):
     said = whet(["ilr", "recipe.yaml"])
     assert said.code == 3, said.err
     assert "Nothing is wrong: 3 of 3 comparisons wait for people." in said.out
+    assert "3 of 3 wait\nwhet label" in said.out
+    assert "ilr: at most 15 % of the proposals that people judge are taken" in said.out
     lines = said.out.splitlines()
     label = next(shlex.split(line) for line in lines if line.startswith("whet label"))
     again = next(shlex.split(line) for line in lines if line.startswith("whet ilr"))
     assert again == ["whet", "ilr", "recipe.yaml"]
     assert "--enough" not in said.out
+    said = whet([*again[1:], "--enough"])
+    assert said.code == 3
+    assert "--enough takes what is answered, and of these comparisons nothing is" in said.out
     monkeypatch.setattr("sys.stdin", io.StringIO("left\nq\n"))
-    assert whet([*label[1:], "--tui"]).code == 0
+    ended = whet([*label[1:], "--tui"])
+    assert ended.code == 0
+    assert "Next: run the same whet ilr command again" in ended.out
+    (tmp_path / label[-1]).unlink()  # as if the command had been killed
     said = whet(again[1:])
     assert said.code == 3
     assert "2 of 3 comparisons wait" in said.out
@@ -373,6 +445,33 @@ def test_the_printed_commands_go_on(base, tmp_path, monkeypatch):
     assert failures.count("nobody answered") == 2
     assert len(failures) == record["failed"]
     assert whet([*again[1:], "--enough"]).code == 0  # a finished run is shown again
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "copy <code>people/</code> and <code>settings.json</code>" in page
+    for name in ("people", "stages"):  # the second so that nothing is trained again
+        shutil.copytree(tmp_path / "run" / name, tmp_path / "again" / name)
+    shutil.copy(tmp_path / "run" / "settings.json", tmp_path / "again")
+    assert whet([*again[1:], "--out", "again"]).code == 0  # and nobody is asked
+    assert read_table(tmp_path / "again/arms/ilr/01/judged.parquet") == judged
+
+
+def test_who_waits_for_an_answer_is_said(tmp_path, capsys):
+    from whet.cli.ilr import _show_wanted
+    from whet.ilr.recipe import parse_recipe
+
+    arms = {"ilr": None, "bold": {"like": "ilr", "alpha": 0.5}, "filter": None, "dpo": None}
+    keys = {"task": "chains", "model": "m", "judge": "people:9", "arms": arms, "out": str(tmp_path)}
+    (tmp_path / "arms/ilr/01").mkdir(parents=True)
+    (tmp_path / "arms/ilr/01/round.json").write_text("{}")
+    one, two = Waiting(tmp_path / "people/1", 9, 4), Waiting(tmp_path / "people/2", 6, 6)
+    waits = [*PeopleWanted([one]).of("ilr"), *PeopleWanted([one, two]).of("bold")]
+    _show_wanted(PeopleWanted(waits), parse_recipe(keys), "whet ilr r.yaml", enough=False)
+    said = capsys.readouterr().out
+    assert f"ilr, round 2; bold, round 1: 4 of 9 wait\n{one.command}\n" in said
+    assert f"bold, round 1: 6 of 6 wait\n{two.command}\n" in said
+    assert [line.split(" of the")[0] for line in said.splitlines() if "at most" in line] == [
+        "ilr: at most 15 %",
+        "bold: at most 50 %",
+    ]
 
 
 def test_enough_needs_people(base, tmp_path, monkeypatch):

@@ -9,9 +9,10 @@ import pytest
 
 from helpers import whet
 from whet.errors import WhetError
+from whet.ilr.llm_judge import RIGHT
 from whet.ilr.tasks.find import load_task
 from whet.posttrain.examples import read_examples, write_examples
-from whet.review.comparing import open_comparison
+from whet.review.comparing import DEFAULT, open_comparison
 from whet.tables import read_table
 
 N = 30
@@ -171,6 +172,36 @@ def test_a_task_says_which_answers_agree(tmp_path, monkeypatch):
     command = ["label", "--compare", str(path), "--task", "gsm8k", "--tui"]
     ended = whet([*command, "--out", str(tmp_path / "k.jsonl")])
     assert "0 of 1 rows are answered; 1 wait" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([" Be brief. "] * N, "Be brief."),
+        ([None] * N, DEFAULT),
+        (["Be brief."] * (N - 1) + ["Be kind."], None),
+        ([None] + ["Be brief."] * (N - 1), None),
+        ([["Be", "brief"]] * N, None),
+        ([7] * N, None),
+        ([" "] * N, None),
+        (["Be\x1b[2J brief."] * N, None),
+    ],
+)
+def test_one_criterion_stands_above_all_pairs(tmp_path, values, shown):
+    path = tmp_path / "p.parquet"
+    write_examples(path, pa.table(ROWS | {"criterion": values}))
+    if shown is None:
+        with pytest.raises(WhetError, match=r"^the column 'criterion' of .* write [^.]*$"):
+            opened(path)
+        assert [file.name for file in tmp_path.iterdir()] == ["p.parquet"]
+        return
+    with opened(path) as session:
+        assert session.criterion == shown
+
+
+def test_people_are_told_what_a_language_model_is_told(proposals):
+    with opened(proposals) as session:
+        assert session.criterion == f"What is better: {RIGHT}"
 
 
 def test_some_of_the_pairs_and_more_of_them_later(proposals):

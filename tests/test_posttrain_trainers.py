@@ -592,12 +592,14 @@ def test_whet_sft_and_dpo_train_and_say_what_comes_next(tmp_path, folder):
     assert "whet: 40 of 40 rows have no answer marker '?'" in done.err
     assert "4/4 steps" in done.err
     assert "40 of 40 trained on" in done.out
-    assert f"whet dpo PREFERENCES.jsonl --model {tuned} --out {tuned}-dpo" in done.out
+    data = "--task TASK --data DATA"
+    assert f"Next: whet evaluate {folder} {tuned} {data} --out {tuned}-evaluated" in done.out
     assert whet(sft).out == done.out  # done already
     done = whet(["dpo", demos, "--model", tuned, "--out", preferred, *flags, "--loss", "ipo"])
     assert done.code == 0, done.err
     assert "chosen preferred" in done.out
-    assert done.out.rstrip().endswith(f"Next: transformers serve {preferred}")
+    last = f"Next: whet evaluate {tuned} {preferred} {data} --out {preferred}-evaluated"
+    assert done.out.rstrip().endswith(last)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,14 @@ from whet.report.rows import read_refined
 
 
 def refine(folder, out, *flags, table=None):
+    """Refine in a folder; the report names the run as the command did."""
     file = folder / "corpus.parquet"
     if table is not None or not file.exists():
         file = folder / ("corpus.parquet" if table is None else f"{out}.parquet")
         pq.write_table(pa.table(columns(150, gold=60) if table is None else table), file)
     words = ["refine", str(file), "--text", "text", "--pseudo", "llm", "--gold", "gold"]
-    ended = whet([*words, *flags, "--out", str(folder / out)])
+    with chdir(folder):
+        ended = whet([*words, *flags, "--out", out])
     assert ended.code == 0, ended
     return ended
 
@@ -175,11 +178,16 @@ def test_a_page_of_somebody_else_is_not_overwritten(words, here):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("report nowhere", "nowhere/run.json does not exist: name a folder of 'whet refine'"),
+        (
+            "report nowhere",
+            "the folder nowhere does not exist: name a folder of 'whet refine', 'ilr'",
+        ),
+        ("report corpus.parquet", "corpus.parquet is a file: name a folder of"),
         ("report tsp tsp", "the run tsp is named twice"),
         ("report tsp --out page.txt", "give it a name that ends with .html"),
         ("report tsp --out no/page.html", "the folder no does not exist"),
-        ("report tsp tsp/model", "tsp/model/run.json does not exist"),
+        ("report tsp tsp/model", "the folder tsp/model is of no verb that 'whet report' knows"),
+        ("report tsp/model", "the folder tsp/model is of no verb that 'whet report' knows"),
     ],
 )
 def test_what_cannot_be_is_one_sentence_and_writes_nothing(words, said, here):
@@ -188,9 +196,56 @@ def test_what_cannot_be_is_one_sentence_and_writes_nothing(words, said, here):
     assert snapshot(here) == before
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            '{"task": "chains", "arms": {}}',
+            "a run of 'whet ilr' that is not finished: run 'whet ilr ",
+        ),
+        (
+            '{"trainers": {}, "rewards": []}',
+            "a run of 'whet align' that is not finished: run 'whet ",
+        ),
+        (
+            '{"kind": "sft", "weights": "", "data_sha256": ""}',
+            "a training that is not finished: run",
+        ),
+        (
+            '{"generate": {}, "marker": ""}',
+            "a run of 'whet propose' that is not finished: run its ",
+        ),
+        (
+            '{"what": {}, "generate": {}}',
+            "a run of 'whet evaluate' that is not finished: run its c",
+        ),
+        ('{"cells": []}', "the folder begun is of no verb that 'whet report' knows"),
+    ],
+)
+def test_a_run_that_is_not_finished_is_said_to_be_of_its_verb(
+    settings, said, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("begun").mkdir()
+    Path("begun/settings.json").write_text(settings)
+    for words in ("report begun", "report begun begun/../elsewhere"):
+        assert said in refused(words.split())
+
+
+def test_a_refinement_that_is_not_finished_is_resumed(here):
+    Path("silr/run.json").unlink()
+    said = (
+        "silr is a run of 'whet refine' that is not finished: run its command again with --resume"
+    )
+    for words in ("report silr", "report tsp silr"):
+        assert said in refused(words.split())
+
+
 def test_a_newer_format_is_refused(here):
     manifest = json.loads(Path("tsp/run.json").read_text())
     Path("tsp/run.json").write_text(json.dumps(manifest | {"format_version": 2}))
+    assert "has format 2 and this whet knows 1" in refused(["report", "tsp"])
+    Path("tsp/run.json").write_text('{"format_version": 2, "other": "keys"}')
     assert "has format 2 and this whet knows 1" in refused(["report", "tsp"])
 
 
@@ -217,7 +272,7 @@ def test_a_report_that_fails_costs_a_warning_and_no_run(tmp_path, monkeypatch):
     ended = refine(tmp_path, "run", "--rounds", "1")
     run = tmp_path / "run"
     assert "warning: the report could not be made (RuntimeError: no canvas)" in ended.err
-    assert f"'whet report {run}'" in ended.err
+    assert "'whet report run'" in ended.err
     assert "report.html" not in ended.out
     assert (run / "run.json").exists()
     assert not (run / "report.html").exists()

@@ -210,7 +210,7 @@ def test_arms_are_compared_within_each_run_and_over_runs(here):
     assert comparison == json.loads(json.dumps(compare(runs)))
     (recipe,) = comparison["recipes"]
     assert recipe["runs"] == [0, 1, 2]
-    assert list(comparison["settings"]) == ["model", "sft.seed", "seed", "sha256.test"]
+    assert list(comparison["settings"]) == ["model", "seed", "sha256.test"]
     (measure,) = recipe["measures"]
     manifests = [read_json(run / "run.json") for run in runs]
     for name, arm in by_arm(measure).items():
@@ -234,6 +234,12 @@ def test_arms_are_compared_within_each_run_and_over_runs(here):
         assert "An interval over 3 runs is too narrow" in text
         assert "different test rows" in text
     assert f"{value} points [{low}, {high}] n = 120" in page
+    assert f'<h2 id="answer">{recipe["answers"][0]["headline"]}</h2>' in page
+    assert "Which arms are better" not in page
+    rows = [line.split() for line in ended.out.splitlines()]
+    above = {arm: str(pairs[arm, "sft"]["above"]) for arm in ("ilr", "dpo")}
+    for arm, count in above.items():
+        assert [count, "of", "3"] in [row[-3:] for row in rows if row[:1] == [arm]]
 
 
 def test_the_same_runs_give_the_same_bytes_again(here):
@@ -326,7 +332,7 @@ def test_two_recipes_on_the_same_rows_are_paired_by_seed(here):
     comparison = compare(runs)
     assert [recipe["runs"] for recipe in comparison["recipes"]] == [[0, 1], [2, 3]]
     assert comparison["settings"]["alpha"] == [0.15, 0.15, 0.5, 0.5]
-    assert comparison["recipes"][1]["differ"] == ["model", "sft.seed", "seed"]
+    assert comparison["recipes"][1]["differ"] == ["model", "seed"]
     assert [found["arm"] for found in comparison["between"]] == list(ARMS)
     for found in comparison["between"]:
         gains = [columns_of(runs[2 + k], found["arm"]) - columns_of(runs[k], found["arm"])
@@ -335,8 +341,12 @@ def test_two_recipes_on_the_same_rows_are_paired_by_seed(here):
         assert found["mean"]["n"] == ROWS
     assert any("share their test rows" in note for note in comparison["notes"])
     ended = whet(["report", *map(str, runs)])
-    assert "score of dpo, recipe 2 minus recipe 1" in ended.out
-    assert "Between recipes" in Path("compare.html").read_text()
+    assert "recipe 1 (alpha 0.15)  a0.15-0, a0.15-1" in ended.out
+    assert "score of dpo, recipe 2 (alpha 0.5) minus recipe 1  " in " ".join(ended.out.split("\n"))
+    said = " ".join("".join(Elements(Path("compare.html").read_text()).said).split())
+    assert "Which arms are better, beyond chance?" in said
+    for heading in ("Recipe 1 (alpha 0.15)", "Recipe 2 (alpha 0.5)", "Between recipes"):
+        assert heading in said
 
 
 @pytest.mark.parametrize(
@@ -355,10 +365,113 @@ def test_runs_of_a_recipe_differ_in_seeds_and_folders_alone(settings, recipes, h
     assert len(compare(runs)["recipes"]) == recipes
 
 
-def test_the_same_run_twice_is_told(here):
-    arms = {arm: scores(k, 0.5) for k, arm in enumerate(ARMS)}
-    runs = [make_ilr(Path(name), arms) for name in ("one", "two")]
-    assert any("two has all settings of one" in note for note in compare(runs)["notes"])
+# --- the same run again ---------------------------------------------------------------------------
+
+
+def clear(seed):
+    """Return scores by which ilr is far ahead of sft."""
+    return {"sft": scores(seed, 0.2), "ilr": scores(seed + 50, 0.9)}
+
+
+def test_copies_of_a_run_count_once(here):
+    runs = [make_ilr(Path(f"copy-{k}"), clear(0)) for k in range(5)]
+    ended = whet(["report", *map(str, runs)])
+    assert ended.code == 0, ended
+    comparison = read_json(Path("compare.json"))
+    (recipe,) = comparison["recipes"]
+    assert recipe["runs"] == [0]
+    assert recipe["answers"][0]["status"] == "single"
+    (measure,) = recipe["measures"]
+    assert {(f["of"], f["mean"]) for f in measure["arms"] + measure["differences"]} == {(1, None)}
+    assert [run["same_as"] for run in comparison["runs"]] == [None, *["copy-0"] * 4]
+    assert {run["recipe"] for run in comparison["runs"]} == {1}
+    (warning,) = comparison["warnings"]
+    assert warning.startswith("copy-1, copy-2, copy-3, copy-4: the same run as copy-0 again")
+    assert ended.out.startswith("warning  copy-1, copy-2, copy-3, copy-4: the same run as copy-0")
+    page = Path("compare.html").read_text()
+    assert page.index('<h2 id="answer">') < page.index(warning) < page.index("Measured is")
+    assert "the same run as <bdi>copy-0</bdi>" in page
+
+
+def test_a_copy_adds_nothing_to_other_runs(here):
+    runs = [make_ilr(Path(f"s{s}"), clear(s), s, f"test of {s}") for s in range(4)]
+    alone = compare(runs)
+    copies = [make_ilr(Path(f"copy{k}"), clear(0), 0, "test of 0") for k in range(2)]
+    both = compare([*runs, *copies])
+    assert alone["recipes"][0]["answers"][0]["status"] == "ahead"  # four runs, not six
+    assert both["recipes"] == alone["recipes"]
+    assert both["notes"] == alone["notes"]
+    assert (alone["warnings"], len(both["warnings"])) == ([], 1)
+
+
+@pytest.mark.parametrize("judge", ["people", "llm"])
+def test_runs_of_the_same_settings_and_other_scores_are_different_runs(judge, here):
+    runs = [make_ilr(Path(f"r{k}"), clear(k), settings={"judge": judge}) for k in range(2)]
+    comparison = compare(runs)
+    (recipe,) = comparison["recipes"]
+    assert recipe["runs"] == [0, 1]
+    assert by_arm(recipe["measures"][0])["ilr"]["mean"] is not None
+    assert comparison["warnings"] == []
+    assert any("r1 has all settings of r0" in note for note in comparison["notes"])
+
+
+def test_a_copy_is_no_second_pair_between_recipes(here):
+    runs = [make_ilr(Path("first"), clear(0))]
+    runs += [make_ilr(Path(f"r{k}"), clear(k), settings={"alpha": 0.5}) for k in (1, 1 + ROWS)]
+    comparison = compare([*runs, make_ilr(Path("copy"), clear(1), settings={"alpha": 0.5})])
+    assert [recipe["runs"] for recipe in comparison["recipes"]] == [[0], [1, 2]]
+    assert {found["of"] for found in comparison["between"]} == {1}
+
+
+def test_copies_of_align_count_once(here):
+    runs = [make_align(Path(f"copy-{k}"), aligned(0, 1.0)) for k in range(5)]
+    comparison = compare(runs)
+    assert comparison["recipes"][0]["answers"][0]["status"] == "single"
+    assert len(comparison["warnings"]) == 1
+
+
+# --- what recipes are called ----------------------------------------------------------------------
+
+
+def test_a_recipe_is_named_by_what_the_first_has_not(here):
+    changes = [
+        {},
+        {"judge": "noisy:0.8", "arms": ARMS | {"ilr": ARMS["ilr"] | {"alpha": 0.5}}},
+        {"alpha": 0.5, "judge": None, "weak": {"model": "w"}, "sft": {"epochs": 3, "seed": 9}},
+    ]
+    runs = [make_ilr(Path(f"r{k}"), clear(k), k, settings=c) for k, c in enumerate(changes)]
+    comparison = compare(runs)
+    assert [recipe["title"] for recipe in comparison["recipes"]] == [
+        "alpha 0.15, judge oracle and 3 more",
+        "judge noisy:0.8, arms.ilr.alpha 0.5",
+        "alpha 0.5, judge not given and 2 more",
+    ]
+    assert list(comparison["settings"]) == [
+        *("alpha", "judge", "model", "seed"),
+        *("arms.dpo", "arms.ilr.alpha", "sft.epochs", "weak"),
+    ]
+
+
+def test_seeds_of_sections_are_shown_where_the_seed_is_the_same(here):
+    changes = ({}, {"sft": {"epochs": 2, "seed": 9}})
+    runs = [make_ilr(Path(f"r{k}"), clear(k), settings=c) for k, c in enumerate(changes)]
+    comparison = compare(runs)
+    assert comparison["settings"] == {"sft.seed": [0, 9]}
+    assert [recipe["title"] for recipe in comparison["recipes"]] == [""]
+
+
+def test_terminal_shows_a_run_with_numbers_rather_than_one_of_too_few_rows(here):
+    runs = [make_ilr(Path(f"r{k}"), clear(k), k) for k in range(2)]
+    manifest = read_json(runs[0] / "run.json")
+    few = {"value": 0.5, "low": 0.0, "high": 1.0, "n": 3, "level": 0.95}
+    manifest["arms"]["ilr"]["rounds"][-1]["score"] = few
+    (runs[0] / "run.json").write_text(json.dumps(manifest))
+    ended = whet(["report", *map(str, runs)])
+    assert ended.code == 0, ended
+    own = read_json(runs[1] / "run.json")["arms"]["ilr"]["rounds"][-1]["score"]
+    assert by_arm(read_json(Path("compare.json"))["recipes"][0]["measures"][0])["ilr"]["of"] == 1
+    assert f"{own['value']:.3f} [{own['low']:.3f}" in " ".join(ended.out.split())
+    assert "too few" not in ended.out
 
 
 def test_runs_without_a_test_have_settings_to_compare(here):
@@ -432,15 +545,26 @@ def kinds(here):
     Path("refined/run.json").write_text(json.dumps({"format_version": 1, **dict.fromkeys(keys)}))
     Path("odd").mkdir()
     Path("odd/run.json").write_text('{"format_version": 1}')
+    for name in ("sft", "sft-1"):
+        Path(name).mkdir()
+        Path(name, "training.json").write_text('{"format_version": 1, "kind": "sft"}')
+        Path(name, "settings.json").write_text('{"kind": "sft", "weights": "", "data_sha256": ""}')
+    Path("link").symlink_to("ilr")
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("refined ilr", "refined is of whet refine, ilr is of whet ilr"),
-        ("ilr align", "ilr is of whet ilr, align is of whet align"),
-        ("ilr odd", "odd is of no verb that is known"),
-        ("ilr nowhere", "nowhere/run.json does not exist"),
+        ("refined ilr", "refined is a run of 'whet refine', ilr is a run of 'whet ilr'"),
+        ("ilr align", "ilr is a run of 'whet ilr', align is a run of 'whet align'"),
+        ("ilr odd", "the folder odd is of no verb that 'whet report' knows"),
+        ("ilr nowhere", "the folder nowhere does not exist: name a folder of 'whet refine', 'ilr'"),
+        ("ilr align/../ilr", "the run align/../ilr is named twice, as ilr too"),
+        ("ilr link", "the run link is named twice, as ilr too"),
+        ("ilr ilr", "the run ilr is named twice: name each run once"),
+        ("sft sft-1", "sft is a training, and only runs of 'whet refine', of 'whet ilr' or of"),
+        ("sft sft-1", "'whet evaluate' compares the models of trainings"),
+        ("sft ilr", "sft is a training, ilr is a run of 'whet ilr'"),
         ("ilr ilr-1 --out ilr/run.html", "ilr/run.json, beside the page, exists and is no compar"),
     ],
 )

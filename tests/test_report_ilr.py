@@ -390,6 +390,43 @@ def test_surest_replacements_and_rejections_are_listed(run):
     assert sum(reason["rows"] for reason in found["reasons"]) == 3
 
 
+def test_what_was_left_is_told_apart(run):
+    """Preferred proposals that alpha left out are not rejected ones; all parts make the whole."""
+    n = 60
+    table = fill(run, [f"so {i}" for i in range(n)], [f"so {i + 1}" for i in range(n)])
+    few = np.array(table["accepted"]) & (np.arange(n) >= 50)
+    table = table.set_column(table.column_names.index("accepted"), "accepted", pa.array(few))
+    pq.write_table(table, run / "arms" / "ilr" / "01" / "judged.parquet")
+    summary, page = shown(run)
+    (found,) = [p for p in summary["proposals"] if p["arm"] == "ilr"]
+    keys = ("accepted", "agreed", "refused", "capped", "unscored")
+    assert [found[key] for key in keys] == [5, 5, 26, 21, 3]
+    assert found["rejected"] == found["refused"] + found["capped"]
+    assert "preferred, but above alpha" in page
+    assert '<td class="n">26</td><td class="n">21</td><td class="n">3</td>' in page
+    assert "score at the threshold" not in page
+
+
+def test_people_who_judged_few(run):
+    def edit(manifest):
+        manifest["settings"]["judge"] = "people:9"
+        manifest["settings"]["arms"]["ilr"]["alpha"] = 0.3
+        manifest["arms"]["ilr"]["rounds"][1].update(failed=21, disagreed=40)
+
+    before, page = shown(run)
+    assert before["answer"]["unjudged"] == []
+    assert before["reproduce"]["people"] is False
+    assert "people/" not in page
+    change(run, edit)
+    summary, page = shown(run)
+    (said,) = summary["answer"]["unjudged"]
+    assert said.startswith("ilr: 21 of 40 proposals that differ were not judged")
+    assert page.index(said) < page.index("<table>")
+    limits = [note for note in summary["answer"]["notes"] if "at most" in note]
+    assert [note[:18] for note in limits] == ["ilr: at most 30 % "]
+    assert "copy <code>people/</code> and <code>settings.json</code>" in page
+
+
 @pytest.fixture(scope="module")
 def hostile(finished, tmp_path_factory):
     """A run in which prompts, demonstrations, proposals, reasons and names are hostile."""

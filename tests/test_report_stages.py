@@ -1,6 +1,9 @@
 """The reports of ``whet sft``, ``dpo``, ``propose`` and ``evaluate``, whatever their rows hold."""
 
+import importlib.metadata
+import io
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -23,6 +26,7 @@ from whet.ilr.tasks.find import load_task
 from whet.posttrain.examples import write_examples
 from whet.posttrain.settings import GenerateSettings, OnlineSettings
 from whet.posttrain.trainers import train_online
+from whet.report.commands import beside
 from whet.report.evaluate_summary import LISTED, summarise_evaluate
 from whet.report.page import write_report
 from whet.report.propose_summary import summarise_propose
@@ -32,6 +36,8 @@ from whet.store import read_json
 
 TRAIN = ["--tune", "full", "--learning-rate", "5e-3", "--batch-size", "8", "--max-length", "96"]
 SAY = ["--max-new-tokens", "8"]
+OPTIONS = ["operations=1", "modulus=5"]
+TASK = ["--task", "chains", "--option", OPTIONS[0], "--option", OPTIONS[1]]
 VERBS = ("sft", "dpo", "propose", "evaluate")
 
 
@@ -45,7 +51,10 @@ def commands(folder):
     return {
         "sft": ["sft", odd, *base, *out["sft"], *steps, *marked],
         "dpo": ["dpo", str(folder / "pairs.jsonl"), *base, *out["dpo"], *steps],
-        "propose": ["propose", demos, *base, *out["propose"], *TRAIN, "--max-steps", "3", *SAY],
+        "propose": [
+            *("propose", demos, *base, *out["propose"], *TRAIN, "--max-steps", "3", *SAY),
+            *TASK,
+        ],
         "evaluate": [
             *("evaluate", *tables, str(folder / "base"), "--task", "chains"),
             *("--test", str(folder / "test.jsonl"), "--judge", "oracle", *out["evaluate"], *SAY),
@@ -174,6 +183,59 @@ def test_report_that_fails_leaves_the_run(finished, verb, monkeypatch):
     assert page.read_bytes() == before
 
 
+def test_command_and_page_say_the_same_next_step(finished):
+    folder, ended = finished
+    for verb in VERBS:
+        summary, page = read_json(folder / verb / "summary.json"), folder / verb / "report.html"
+        assert f"Next: {summary['next']}" in " ".join(ended[verb].out.split())
+        assert summary["next"] in "".join(Elements(page.read_text()).said)
+
+
+def test_commands_run_where_the_first_was_given(copied, monkeypatch):
+    """Folders are named as the caller does, with the way to them."""
+    monkeypatch.chdir(copied.parent)
+    runs = Path(copied.name)
+    trained = summarise_training(runs / "sft")
+    assert f" {runs}/sft --task TASK" in trained["next"]
+    assert trained["next"].endswith(f" --out {runs}/sft-evaluated")
+    assert trained["reproduce"]["command"].endswith(f" --out {runs}/sft-again")
+    judge = shlex.split(summarise_propose(runs / "propose")["next"].replace("JUDGE", "oracle"))
+    assert whet(judge[1:]).code == 0
+    assert (runs / "propose" / "judged.parquet").is_file()
+    again = shlex.split(summarise_evaluate(runs / "evaluate")["reproduce"]["command"])
+    assert whet(again[1:]).code == 0
+    old, new = (
+        pq.read_table(runs / one / "scores.parquet") for one in ("evaluate", again[-1][-14:])
+    )
+    assert old == new
+
+
+def test_folders_without_a_name_have_a_sibling_as_well(tmp_path, monkeypatch):
+    (tmp_path / "run" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "run" / "below")
+    for named in ("..", "../../run", "../below/..", str(tmp_path / "run")):
+        assert Path(beside(Path(named), "-again")).resolve() == tmp_path / "run-again"
+    assert Path(beside(Path(), "-again")).resolve() == tmp_path / "run" / "below-again"
+
+
+@pytest.mark.parametrize("verb", ["propose", "evaluate"])
+def test_pages_name_the_versions_and_those_of_older_runs_what_they_know(copied, verb):
+    manifest = read_json(copied / verb / "run.json")
+    for name in ("torch", "transformers"):
+        assert manifest["versions"][name] == importlib.metadata.version(name)
+    summarise = {"propose": summarise_propose, "evaluate": summarise_evaluate}[verb]
+    made = summarise(copied / verb)["reproduce"]
+    assert made["versions"] == {"whet": manifest["whet_version"], **manifest["versions"]}
+    change(copied / verb / "run.json", lambda m: [m.pop(key) for key in ("given", "versions")])
+    summary, page = shown(copied / verb)
+    assert summary["given"] is None
+    assert summary["reproduce"]["versions"] == {"whet": manifest["whet_version"]}
+    asked = {"propose": "propose DEMONSTRATIONS.jsonl", "evaluate": "--task chains --test TEST"}
+    assert asked[verb] in summary["reproduce"]["command"]
+    said = {"propose": "without a task leave that out", "evaluate": "TEST is the table"}
+    assert said[verb] in page
+
+
 # --- trainings ------------------------------------------------------------------------------------
 
 
@@ -186,9 +248,11 @@ def test_training_numbers_are_those_of_the_folder(finished):
     assert [t["n"] for t in curve["tenths"]] == [2, 2, 3, 2, 3, 2, 2, 3, 2, 3]
     assert (curve["tenths"][-1]["first"], curve["tenths"][-1]["last"]) == (22, 24)
     answer = summary["answer"]
-    assert answer["start"] == {"value": pytest.approx(np.mean(losses[:2])), "n": 2}
-    assert answer["end"] == {"value": pytest.approx(np.mean(losses[-3:])), "n": 3}
-    assert answer["status"] == "trained"
+    assert answer["start"] == {"value": pytest.approx(np.mean(losses[:12])), "n": 12}
+    assert answer["end"] == {"value": pytest.approx(np.mean(losses[12:])), "n": 12}
+    assert (answer["status"], answer["share"]) == ("trained", "half")
+    error = np.sqrt(np.mean(np.diff(losses) ** 2) / 2 * (2 / 12))
+    assert answer["standard_error"] == pytest.approx(error)
     assert "no proof of a better model" in answer["notes"][0]
     faults = {fault["fault"]: (fault["rows"], fault["of"]) for fault in summary["faults"]}
     assert faults["longer than 96 tokens: cut, the end is not learned"] == (2, 43)
@@ -198,7 +262,7 @@ def test_training_numbers_are_those_of_the_folder(finished):
     assert "2 of 43 rows are longer than 96 tokens and lose their end" in answer["warnings"][0]
     command = summary["reproduce"]["command"]
     assert "--max-steps 24 --batch-size 8 --max-length 96 --tune full --marker '####'" in command
-    assert command.endswith("--out sft-again")
+    assert command.endswith(f"--out {folder}-again")
 
 
 def test_means_are_over_the_steps_that_a_record_stands_for(copied):
@@ -216,25 +280,62 @@ def test_means_are_over_the_steps_that_a_record_stands_for(copied):
     assert curve["tenths"][0]["loss"] == pytest.approx(21 / 12)
 
 
+def told(finished, verb, **changed):
+    """The answer of a training whose account is changed."""
+    account = read_json(finished[0] / verb / "training.json")
+    return summarise_training(Path("runs/m"), account | changed)["answer"]
+
+
+def logged(losses, every=1):
+    """Records of a loss, each over some steps."""
+    history = [{"loss": loss, "step": every * (k + 1)} for k, loss in enumerate(losses)]
+    return {"history": history, "steps": every * len(losses)}
+
+
+NOISE = [1.2, 0.8, 1.1, 0.7, 1.3, 0.9]
+
+
 @pytest.mark.parametrize(
-    ("losses", "status", "said"),
+    ("losses", "every", "status", "share", "said"),
     [
-        ([2.0, 3.0], "doubtful", "but the training loss rose"),
-        ([2.0, 2.0], "doubtful", "did not change"),
-        ([2.0], "unknown", "in too few steps"),
+        ([2.0 - k / 10 for k in range(10)], 1, "trained", "half", "Trained: the training loss"),
+        ([2.0 - k / 10 for k in range(9)], 1, "unknown", None, "too few steps to tell where the"),
+        ([9.0, 1.0], 1, "unknown", None, "too few steps to tell"),
+        ([2.0], 40, "unknown", None, "too few steps to tell"),
+        ([1.0 + k / 10 for k in range(25)], 1, "doubtful", "fifth", "but the training loss rose."),
+        ([1.20, 0.77, *NOISE, *NOISE, 0.9, 0.77], 1, "doubtful", "half", "from its jumps between"),
+        ([x - k / 1000 for k, x in enumerate(NOISE * 10)], 1, "doubtful", "tenth", "its jumps"),
+        ([x - k / 20 for k, x in enumerate(NOISE * 10)], 1, "trained", "tenth", "loss fell"),
+        ([2.0 - k / 10 for k in range(9)], 5, "trained", "tenth", "the training loss fell."),
+        ([2.0] * 20, 5, "doubtful", "tenth", "but the training loss did not change."),
     ],
 )
-def test_page_says_if_the_loss_did_not_fall(copied, losses, status, said):
-    def edit(account):
-        account["history"] = [{"loss": loss, "step": k + 1} for k, loss in enumerate(losses)]
-        account["steps"] = len(losses)
+def test_loss_fell_only_by_more_than_it_jumps(finished, losses, every, status, share, said):
+    answer = told(finished, "sft", **logged(losses, every))
+    assert (answer["status"], answer["share"]) == (status, share)
+    assert said in answer["headline"]
+    assert (answer["end"] is None) == (status == "unknown")
+    assert ("standard error of" in answer["verdict"]) == (status != "unknown")
 
-    change(copied / "sft" / "training.json", edit)
+
+def test_page_says_if_the_loss_did_not_fall(copied):
+    change(copied / "sft" / "training.json", lambda account: account.update(logged([2.0, 3.0])))
     summary, page = shown(copied / "sft")
-    assert summary["answer"]["status"] == status
-    assert said in summary["answer"]["headline"]
-    assert summary["rows"]["reached"] == 8 * len(losses)
-    assert f"came to {8 * len(losses)} of 42 rows: the others were never learned" in page
+    assert summary["answer"]["start"] == {"value": 2.5, "n": 2}
+    assert "in too few steps to tell" in page
+    assert summary["rows"]["reached"] == 16
+    assert "came to 16 of 42 rows: the others were never learned" in page
+
+
+@pytest.mark.parametrize(("untrained", "few"), [(29, True), (16, True), (15, False)])
+def test_rows_that_were_left_out_are_said_first(finished, untrained, few):
+    lint = read_json(finished[0] / "sft" / "training.json")["lint"]
+    lint |= {"n": 30, "truncated": untrained, "untrained": untrained}
+    answer = told(finished, "sft", rows=30, lint=lint)
+    left = f"{untrained} of 30 rows were left out"
+    assert (answer["headline"] == f"Trained on {30 - untrained} of 30 rows.") == few
+    assert answer["warnings"][0].startswith(left) == few
+    assert (answer["status"] == "doubtful") == few
 
 
 def test_preferences_have_margins(finished, copied):
@@ -250,7 +351,27 @@ def test_preferences_have_margins(finished, copied):
             record["rewards/margins"] = 0.0
 
     change(copied / "dpo" / "training.json", still)
+    answer = summarise_training(copied / "dpo")["answer"]
+    assert answer["headline"] == "Trained, but the margin of chosen over rejected did not change."
     assert "the model has not moved" in shown(copied / "dpo")[1]
+
+
+def test_preferences_are_told_by_the_margin(finished):
+    """The loss cannot say it: it is ln 2 and all pairs tie before the first step."""
+    account = read_json(finished[0] / "dpo" / "training.json")
+    margins = [record["rewards/margins"] for record in account["history"]]
+    assert margins[0] == 0
+    answer = told(finished, "dpo")
+    assert (answer["measure"], answer["status"]) == ("margin", "trained")
+    assert answer["end"]["value"] == pytest.approx(np.mean(margins[12:]))
+    assert "the margin of chosen over rejected rose" in answer["headline"]
+    assert "each margin is 0, the loss is ln 2 (0.693)" in answer["notes"][1]
+    assert "only because all tie" in answer["notes"][1]
+    down = [r | {"rewards/margins": -r["rewards/margins"]} for r in account["history"]]
+    fell = told(finished, "dpo", history=down)
+    assert (fell["status"], fell["headline"][-5:]) == ("doubtful", "fell.")
+    assert "ln 2" not in " ".join(told(finished, "dpo", loss="ipo")["notes"])
+    assert len(told(finished, "dpo", reference="other")["notes"]) == 1  # it need not begin at 0
 
 
 def test_training_on_a_reward_is_told_by_the_reward(finished, tmp_path):
@@ -298,7 +419,13 @@ def test_proposals_are_those_of_the_folder(finished):
         lengths[0],
         lengths[-1],
     )
-    assert "whet judge propose/proposals.parquet" in summary["next"]
+    assert summary["given"] == account["given"]
+    said = {"rows": str(finished[0] / "demos.jsonl"), "task": "chains", "options": OPTIONS}
+    assert account["given"] == said | {"data": None}
+    assert "given" not in read_json(folder / "settings.json")  # it does not decide resuming
+    assert f"{shlex.join(TASK)} --judge JUDGE" in summary["next"]
+    command = shlex.join(["whet", "propose", said["rows"], *TASK, "--model"])
+    assert summary["reproduce"]["command"].startswith(command)
 
 
 class Served:
@@ -348,6 +475,21 @@ def test_nothing_that_differs(copied):
     assert "there is nothing to judge" in page
 
 
+@pytest.mark.parametrize(("broken", "warned"), [(2, False), (3, True)])
+def test_both_pages_warn_of_the_same_share_that_was_broken_off(copied, broken, warned):
+    """One in twenty is no reason to look."""
+    manifest = read_json(copied / "propose" / "run.json") | {"unfinished": broken}
+    said = " ".join(summarise_propose(copied / "propose", manifest)["answer"]["warnings"])
+    assert (f"{broken} of 40 proposals were broken off" in said) == warned
+    file = copied / "evaluate" / "scores.parquet"
+    pq.write_table(pa.concat_tables([pq.read_table(file)] * 4), file)
+    manifest = read_json(copied / "evaluate" / "run.json")
+    for one in manifest["found"]:
+        one["unfinished"] = broken
+    said = " ".join(summarise_evaluate(copied / "evaluate", manifest)["answer"]["warnings"])
+    assert (f"{broken} of 40 completions of" in said) == warned
+
+
 # --- evaluations ----------------------------------------------------------------------------------
 
 
@@ -365,7 +507,7 @@ def test_scores_are_those_of_the_folder(finished):
     assert f"beats the first with probability {rate:.3f}" in summary["answer"]["verdict"]
     command = summary["reproduce"]["command"].split()
     assert [Path(word).stem for word in command[2:5]] == ["four", "seven", "base"]
-    assert command[-2:] == ["--out", "evaluate-again"]
+    assert command[-2:] == ["--out", f"{folder}-again"]
 
 
 def test_completions_of_rows_that_are_right_wrong_and_differ(finished):
@@ -456,6 +598,20 @@ def test_page_says_first_if_the_others_score_higher(copied, gains, status, said)
         assert "too few (n = 4)" in page
 
 
+def test_one_row_is_said_once(copied):
+    manifest = read_json(copied / "evaluate" / "run.json")
+    for n, noted in ((1, False), (4, False), (5, True)):
+        for one in manifest["found"]:
+            one["score"] = difference(0.0, 1.0, n)
+            one["gain"] = one["gain"] and difference(-1.0, 1.0, n)
+        answer = summarise_evaluate(copied / "evaluate", manifest)["answer"]
+        assert (f"Only {n} rows: they can show" in " ".join(answer["notes"])) == noted
+        few = "only 1 row." if n == 1 else f"only {n} rows."
+        assert (few in answer["verdict"]) == (not noted)
+        alone = summarise_evaluate(copied / "evaluate", manifest | {"found": manifest["found"][:1]})
+        assert (few in alone["answer"]["verdict"]) == (not noted)
+
+
 def test_judge_that_looks_at_places_is_said(copied):
     def edit(manifest):
         manifest["judge"] = {"name": "llm", "model": "m & m", "samples": 3, "criterion": "kind"}
@@ -516,7 +672,9 @@ def hostile(finished, tmp_path_factory):
 
     for verb in ("sft", "dpo"):
         change(folder / verb / "training.json", trained)
-    change(folder / "propose" / "run.json", lambda m: m.update(marker=name, unanswered=3))
+    given = {"rows": name, "task": name, "options": [name, "-x"], "data": name}
+    proposed = {"marker": name, "unanswered": 3, "given": given, "versions": {name: name}}
+    change(folder / "propose" / "run.json", lambda m: m.update(proposed))
     texts = ODD[: len(ODD) // 2 * 2]
     half = len(texts) // 2
     rows = {"row": range(half), "prompt": texts[:half], "completion": texts[half:]}
@@ -539,6 +697,7 @@ def hostile(finished, tmp_path_factory):
         manifest["what"] = dict.fromkeys(names, "0" * 64)
         manifest["found"] = [o | {"what": n} for o, n in zip(found, names, strict=True)]
         manifest["judge"] = {"name": name, "model": MARKUP[2]}
+        manifest["given"] = given
 
     change(folder / "evaluate" / "run.json", evaluated)
     for verb in VERBS:
@@ -563,6 +722,33 @@ def test_hostile_rows_add_no_element(hostile, verb):
     assert len(page.encode()) < 3_000_000
     if verb in ("propose", "evaluate"):
         assert sum(visible(text)[:40] in said for text in MARKUP) > len(MARKUP) / 2
+
+
+def darkness(tab, box):
+    """How dark the right edge of a box is, 0 to 1, the median over its height."""
+    from matplotlib.image import imread
+
+    place = box.bounding_box()
+    edge = {"x": place["x"] + place["width"] - 3, "y": place["y"], "width": 2}
+    shot = imread(io.BytesIO(tab.screenshot(clip=edge | {"height": place["height"]})))
+    return 1 - float(np.median(shot[..., :3]))
+
+
+def test_what_is_cut_on_a_phone_shows_that_it_scrolls(browser, finished):  # noqa: F811
+    """By a shadow at the side where there is more; at the end there is none."""
+    phone = {"width": 400, "height": 5000}
+    tab, _, _ = opened(browser, finished[0] / "propose" / "report.html", viewport=phone)
+    tab.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth > 100)")
+    for name in ("figure >> nth=0", ".wide >> nth=0"):
+        box = tab.locator(name)
+        assert box.evaluate("b => b.scrollWidth - b.clientWidth") > 30
+        assert darkness(tab, box) > 0.2
+        box.evaluate("b => b.scrollTo(b.scrollWidth, 0)")
+        assert darkness(tab, box) < 0.1
+    whole = tab.locator(".wide >> nth=-1")
+    assert whole.evaluate("b => b.scrollWidth - b.clientWidth") == 0
+    assert darkness(tab, whole) < 0.1
+    tab.close()
 
 
 def test_hostile_pages_do_nothing_in_a_browser_and_fit_a_phone(browser, hostile):  # noqa: F811

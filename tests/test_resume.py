@@ -15,6 +15,7 @@ import pytest
 
 from conftest import sample_gold
 from whet.cli import main
+from whet.store import difference
 
 ROUNDS = 2
 
@@ -123,6 +124,23 @@ def test_resuming_with_other_settings_is_refused(corpus_file, tmp_path, capsys):
         main(arguments(corpus_file, out, "--resume", "--seed", "1"))
     assert stop.value.code == 2
     assert "was started with seed = 0, not 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "found"),
+    [
+        ({"a": {"seed": 0}, "seed": 0}, {"a": {"seed": 3}, "seed": 3}, ("seed", 0, 3)),
+        (
+            {"dpo": {"a": {"seed": 0}, "seed": 0}, "z": 1},
+            {"dpo": {"a": {"seed": 3}, "seed": 3}, "z": 1},
+            ("dpo.seed", 0, 3),
+        ),
+        ({"a": None, "b": {"c": 1}}, {"a": {"x": 1}, "b": {"c": 2}, "z": 3}, ("z", None, 3)),
+        ({"b": 1, "a": {"c": 1}}, {"b": 1, "a": {"c": 1}}, None),
+    ],
+)
+def test_difference_names_what_was_written_not_what_follows_from_it(before, after, found):
+    assert difference(before, after) == found
 
 
 def test_an_error_before_the_first_artefact_leaves_no_folder(corpus_file, tmp_path):

@@ -172,7 +172,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def difference(
     before: Mapping[str, Any], after: Mapping[str, Any], within: str = ""
 ) -> tuple[str, Any, Any] | None:
-    """Return the first setting, by name, in which two trees of settings differ.
+    """Return the first setting in which two trees of settings differ.
+
+    Plain values of a level come before nested ones, by name each: a value of a section may follow
+    from a plain one, as the seeds of sections do, and the plain one is what was written.
 
     Parameters
     ----------
@@ -190,8 +193,14 @@ def difference(
     --------
     >>> difference({"seed": 0, "train": {"epochs": 1}}, {"seed": 0, "train": {"epochs": 2}})
     ('train.epochs', 1, 2)
+    >>> difference({"dpo": {"seed": 0}, "seed": 0}, {"dpo": {"seed": 3}, "seed": 3})
+    ('seed', 0, 3)
     """
-    for key in sorted(before.keys() | after.keys()):
+
+    def nested(key: str) -> bool:
+        return isinstance(before.get(key), dict) or isinstance(after.get(key), dict)
+
+    for key in sorted(before.keys() | after.keys(), key=lambda key: (nested(key), key)):
         old, new = before.get(key), after.get(key)
         name = f"{within}.{key}" if within else key
         if isinstance(old, dict) and isinstance(new, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -56,7 +55,7 @@ def run(
 def _show(account: dict[str, Any], folder: Path) -> None:
     from whet.cli import console, plain
     from whet.cli._summary import report_row
-    from whet.report.training_summary import tuned
+    from whet.report.training_summary import next_step, tuned
 
     history, lint = account["history"], account["lint"]
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), pad_edge=False)
@@ -78,7 +77,7 @@ def _show(account: dict[str, Any], folder: Path) -> None:
     screen = console()
     screen.print(table)
     screen.print()
-    screen.print(plain(f"Next: {_next_step(account, folder)}"))
+    screen.print(plain(f"Next: {next_step(folder, account)}"))
 
 
 def _preferences(account: dict[str, Any]) -> list[tuple[str, str]]:
@@ -91,10 +90,3 @@ def _preferences(account: dict[str, Any]) -> list[tuple[str, str]]:
         ("chosen preferred", f"{last['rewards/accuracies']:.1%} of the pairs of the last steps"),
         ("margin", f"{last['rewards/margins']:.4f}, beta included"),
     ]
-
-
-def _next_step(account: dict[str, Any], folder: Path) -> str:
-    model, after = shlex.quote(str(folder)), shlex.quote(f"{folder}-dpo")
-    if account["kind"] == "sft":
-        return f"whet dpo PREFERENCES.jsonl --model {model} --out {after}"
-    return f"transformers serve {model}"

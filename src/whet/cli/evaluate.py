@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -68,6 +67,7 @@ def evaluate(
     from whet.ilr.evaluate import evaluate as work
     from whet.ilr.rows import read_rows
     from whet.posttrain.settings import GenerateSettings
+    from whet.report.commands import as_given
     from whet.report.evaluate_summary import summarise_evaluate
     from whet.report.page import add_report
 
@@ -86,7 +86,15 @@ def evaluate(
     try:
         with ProgressReporter() as progress:
             account = work(
-                what, chosen, table, out, settings, judge=judge, llm=llm, progress=progress
+                what,
+                chosen,
+                table,
+                out,
+                settings,
+                judge=judge,
+                llm=llm,
+                given=as_given(test, task, option, data),
+                progress=progress,
             )
     except Stop as stop:
         if stop.fatal:
@@ -110,6 +118,7 @@ def show(account: dict[str, Any], out: Path) -> None:
     from rich.table import Table
 
     from whet.cli import console, plain
+    from whet.report.evaluate_summary import next_step
 
     screen = console()
     screen.print()
@@ -136,8 +145,7 @@ def show(account: dict[str, Any], out: Path) -> None:
     for name, page in report_row(out):
         screen.print(plain(f"{name.capitalize()}: {page}"))
     screen.print()
-    quoted = shlex.quote(str(out / "scores.parquet"))
-    screen.print(plain(f"Next: read the completions with score 0 in {quoted}"))
+    screen.print(plain(f"Next: {next_step(out)}"))
 
 
 def _show_wins(account: dict[str, Any]) -> None:

@@ -13,7 +13,8 @@ from whet.cli._summary import interval, report_row
 from whet.errors import WhetError
 
 if TYPE_CHECKING:
-    from whet.ilr.people import PeopleWanted
+    from whet.ilr.people import PeopleWanted, Waiting
+    from whet.ilr.recipe import IlrRecipe
 
 
 def ilr(
@@ -111,7 +112,7 @@ def _ilr(recipe: Path, out: str | None, *, enough: bool) -> None:
         with ProgressReporter() if leads else nullcontext() as progress:
             manifest = Ilr(settings, progress=progress, enough=enough).run()
     except PeopleWanted as wanted:
-        _show_wanted(wanted, shlex.join(command))
+        _show_wanted(wanted, settings, shlex.join(command), enough=enough)
         raise SystemExit(3) from None
     except Stop as stop:
         if stop.fatal:
@@ -122,22 +123,57 @@ def _ilr(recipe: Path, out: str | None, *, enough: bool) -> None:
         show(manifest, Path(settings.out))
 
 
-def _show_wanted(wanted: PeopleWanted, again: str) -> None:
+def _show_wanted(wanted: PeopleWanted, recipe: IlrRecipe, again: str, *, enough: bool) -> None:
     """Say how many comparisons wait, and which commands go on; each stands alone on its line."""
     from whet.cli import console, plain
+    from whet.ilr.people import limit_said
 
     screen = console()
     screen.print()
     screen.print(plain(f"Nothing is wrong: {wanted.reason}."), style="bold")
     screen.print()
+    if enough:  # else they would have been taken over
+        screen.print("--enough takes what is answered, and of these comparisons nothing is: answer")
+        screen.print("one of each command at least.")
+        screen.print()
     screen.print("Next: answer them; --seconds 60 sets a time limit")
     for session in wanted.sessions:
+        screen.print(plain(_who_waits(session, Path(recipe.out))), soft_wrap=True)
         screen.print(plain(session.command), soft_wrap=True)
     screen.print("and then run the same command again")
     screen.print(plain(again), soft_wrap=True)
     if any(session.left < session.total for session in wanted.sessions):
         screen.print("or, to leave the demonstrations of the others as they are,")
         screen.print(plain(f"{again} --enough"), soft_wrap=True)
+    limits = _limits(recipe)
+    if limits:
+        screen.print()
+    for name, alpha in limits:
+        screen.print(plain(f"{name}: {limit_said(alpha)}."), soft_wrap=True)
+
+
+def _who_waits(session: Waiting, folder: Path) -> str:
+    """Return which arms and rounds wait for a session, and how many comparisons are left."""
+    rounds: dict[int, list[str]] = {}
+    for name in session.arms:
+        done = len(list((folder / "arms" / name).glob("*/round.json")))
+        rounds.setdefault(done + 1, []).append(name)
+    said = "; ".join(f"{', '.join(names)}, round {k}" for k, names in rounds.items())
+    left = f"{session.left:,} of {session.total:,} wait"
+    return f"{said}: {left}" if said else left
+
+
+def _limits(recipe: IlrRecipe) -> list[tuple[str, float]]:
+    """Return the arms in which people judge and ILR's limit holds, and their alpha."""
+    from whet.ilr.arms import RefineArm
+
+    return [
+        (name, recipe.alpha if arm.alpha is None else arm.alpha)
+        for name, arm in recipe.arms.items()
+        if isinstance(arm, RefineArm)
+        and arm.mode == "ilr"
+        and (arm.judge or recipe.judge).partition(":")[0] == "people"
+    ]
 
 
 def show(manifest: dict[str, Any], folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -60,7 +59,9 @@ def propose(
     from whet.ilr.rows import read_rows
     from whet.posttrain.ranks import one_voice
     from whet.posttrain.settings import GenerateSettings
+    from whet.report.commands import as_given
 
+    given = as_given(file, tasked.task, tasked.option, tasked.data)
     task = tasked.load()
     table = read_rows(task, file, ["prompt", "completion"], tasked.data)
     said = GenerateSettings(
@@ -79,9 +80,10 @@ def propose(
                 said,
                 concurrency=concurrency,
                 marker=task.marker,
+                given=given,
                 progress=progress,
             )
-        _show(account, out, tasked)
+        _show(account, out)
         return
     leads = launched_rank() == 0
     with one_voice(), ProgressReporter() if leads else nullcontext() as progress:
@@ -94,17 +96,18 @@ def propose(
             folds=folds,
             marker=task.marker,
             keep=keep_models,
+            given=given,
             progress=progress,
         )
     if leads:
-        _show(account, out, tasked)
+        _show(account, out)
 
 
-def _show(account: dict[str, Any], out: Path, tasked: TaskFlags) -> None:
+def _show(account: dict[str, Any], out: Path) -> None:
     from whet.cli._asking import print_table
     from whet.cli._summary import report_row
     from whet.report.page import add_report
-    from whet.report.propose_summary import summarise_propose
+    from whet.report.propose_summary import next_step, summarise_propose
 
     add_report(out, account, summarise_propose, "the proposals are")
     path = out / "proposals.parquet"
@@ -121,10 +124,7 @@ def _show(account: dict[str, Any], out: Path, tasked: TaskFlags) -> None:
         ("proposals", str(path)),
         *report_row(out),
     ]
-    judged = shlex.quote(str(out / "judged.parquet"))
-    task = "" if tasked.task is None else f" --task {shlex.quote(tasked.task)}"
-    task += "".join(f" --option {shlex.quote(given)}" for given in tasked.option)
-    command = f"whet judge {shlex.quote(str(path))}{task} --judge JUDGE --out {judged}"
+    command = next_step(out, account.get("given"))
     there = account["rows"] - (account["unfinished"] if "route" in account else 0)
     print_table(f"{there:,} of {account['rows']:,} rows have a proposal.", rows, "", command)
 

@@ -38,13 +38,11 @@ def report(
         whet report ilr-seed-0 ilr-seed-1 ilr-seed-2 --out ilr.html
     """
     from whet.report.compare import compare
+    from whet.report.kinds import find_kind
     from whet.report.page import write_page, write_report
     from whet.store import write_json
 
     _check_page(Path("compare.html") if out is None and len(runs) > 1 else out)
-    repeated = next((run for run in runs if runs.count(run) > 1), None)
-    if repeated is not None:
-        raise WhetError(f"the run {repeated} is named twice: name each run once")
     if len(runs) > 1:
         page = out or Path("compare.html")
         _check_beside(page)
@@ -54,37 +52,13 @@ def report(
         show = _print_comparison if comparison["kind"] == "compare" else _print_arms
         show(comparison, page)
         return
-    summary = _summarise(runs[0])
+    kind, _ = find_kind(runs[0])
+    summary = kind.summarise(runs[0])
     if out is None:
         write_report(runs[0], summary)
     else:
         write_page(out, summary)
     _print_answer(summary, out or runs[0] / "report.html")
-
-
-def _summarise(folder: Path) -> dict[str, Any]:
-    """Return the summary of a run, whichever verb made it."""
-    from whet.report.align_summary import is_align, summarise_align
-    from whet.report.evaluate_summary import is_evaluate, summarise_evaluate
-    from whet.report.ilr_summary import is_ilr, summarise_ilr
-    from whet.report.propose_summary import is_propose, summarise_propose
-    from whet.report.summary import summarise
-    from whet.report.training_summary import is_training, summarise_training
-    from whet.store import read_json
-
-    if is_training(folder):
-        return summarise_training(folder)
-    path = folder / "run.json"
-    manifest = read_json(path) if path.is_file() else {}
-    if is_ilr(manifest):
-        return summarise_ilr(folder)
-    if is_align(manifest):
-        return summarise_align(folder)
-    if is_propose(manifest):
-        return summarise_propose(folder)
-    if is_evaluate(manifest):
-        return summarise_evaluate(folder)
-    return summarise(folder)
 
 
 def _check_page(out: Path | None) -> None:
@@ -164,9 +138,11 @@ def _print_arms(comparison: dict[str, Any], page: Path) -> None:
     from whet.cli import console, plain
 
     screen = console()
+    for warning in comparison["warnings"]:
+        screen.print(plain(f"warning  {warning}"))
     for number, recipe in enumerate(comparison["recipes"], 1):
         names = ", ".join(comparison["runs"][k]["name"] for k in recipe["runs"])
-        screen.print(plain(f"recipe {number}  {names}"))
+        screen.print(plain(f"{_recipe(comparison, number)}  {names}"))
         for answer in recipe["answers"]:
             screen.print(plain(answer["verdict"]), style="bold")
         for measure in recipe["measures"]:
@@ -180,7 +156,7 @@ def _print_arms(comparison: dict[str, Any], page: Path) -> None:
             screen.print(table)
         screen.print()
     for found in comparison["between"]:
-        screen.print(plain(_between(found)))
+        screen.print(plain(_between(comparison, found)))
     for note in comparison["notes"]:
         screen.print(plain(note))
     differing = ", ".join(comparison["settings"]) or "none"
@@ -196,19 +172,31 @@ def _rows_of_arms(measure: dict[str, Any]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for arm in measure["arms"]:
         gain = gains.get(arm["arm"])
-        minus = ("", "") if gain is None else (as_points(_over(gain)), str(gain["above"]))
+        minus = ("", "") if gain is None else (as_points(_over(gain)), _above(gain))
         rows.append((arm["arm"], str(arm["of"]), as_accuracy(_over(arm)), *minus))
     return rows
 
 
-def _between(found: dict[str, Any]) -> str:
+def _recipe(comparison: dict[str, Any], number: int) -> str:
+    """Return a recipe's number, with what tells it from the others."""
+    title = comparison["recipes"][number - 1]["title"]
+    return f"recipe {number} ({title})" if title else f"recipe {number}"
+
+
+def _between(comparison: dict[str, Any], found: dict[str, Any]) -> str:
     from whet.report.page import as_points
 
-    arms = f"{found['measure']} of {found['arm']}, recipe {found['recipe']} minus recipe 1"
-    pairs = f"above 0 in {found['above']} of {found['of']} pairs of runs"
-    return f"{arms}  {as_points(_over(found))}, {pairs}"
+    recipe = _recipe(comparison, found["recipe"])
+    arms = f"{found['measure']} of {found['arm']}, {recipe} minus recipe 1"
+    return f"{arms}  {as_points(_over(found))}, above 0 in {_above(found)} pairs of runs"
+
+
+def _above(found: dict[str, Any]) -> str:
+    return f"{found['above']} of {found['of']}"
 
 
 def _over(found: dict[str, Any]) -> dict[str, Any] | None:
-    only = next((run for run in found["runs"] if run is not None), None)
-    return found["mean"] or only
+    """Return the mean over runs; of a single run its own estimate, rather one with numbers."""
+    known = [run for run in found["runs"] if run is not None]
+    numbers = [run for run in known if run["value"] is not None]
+    return found["mean"] or next(iter(numbers or known), None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from whet.ilr.stages import Stages, check_prompts
 from whet.ilr.tasks.protocol import SUFFIXES, Task, criterion_of
 from whet.ilr.wins import check_single, judge_wins, summarise_wins
 from whet.posttrain.examples import digest, is_messages
+from whet.posttrain.run import VERSIONS
 from whet.posttrain.settings import GenerateSettings
 from whet.rounds import Progress
 from whet.store import RunFolder, full_disk_said, read_json, sha256_of, write_parquet
@@ -110,6 +113,7 @@ def evaluate(
     *,
     judge: str | None = None,
     llm: LlmSettings | None = None,
+    given: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score models and tables of completions on the same rows.
@@ -133,6 +137,9 @@ def evaluate(
         See :func:`whet.ilr.judges.make_judge`.
     llm : LlmSettings, optional
         Of the judge ``llm``.
+    given : mapping, optional
+        How test and task were named, see :func:`whet.report.commands.as_given`: run.json keeps it
+        for the command that does it again. It decides nothing.
     progress : callable, optional
 
     Returns
@@ -195,10 +202,20 @@ def evaluate(
                 out / "scores.parquet", pa.concat_tables(parts, promote_options="default")
             )
             found = [_found(one, scored, wins, what[0], settings.seed) for one in scored]
-            run.finish({**decided, "rows": table.num_rows, "found": found})
+            kept = {"given": None if given is None else dict(given), "versions": versions()}
+            run.finish({**decided, **kept, "rows": table.num_rows, "found": found})
         return read_json(out / "run.json")
     finally:
         run.close()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that models run with, as far as they are installed."""
+    found = {}
+    for name in VERSIONS:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _check_judging(judge: str, what: Sequence[str], files: Mapping[str, pa.Table]) -> None:

@@ -1,7 +1,7 @@
 """People as the judge of a run: which comparisons wait for them, and what they said.
 
     people/KEY/comparisons.parquet  a round's pairs that nobody has judged, KEY being of its pairs
-    people/KEY/judged.parquet       what ``whet label --compare`` makes of them
+    people/KEY/judged.parquet       what ``whet label --compare`` makes of them, from its session
     people/verdicts.parquet         what the run took over: these pairs are not asked about again
 
 Nothing else is kept, so that a run that ended while it waited, or was killed, asks the same again.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,8 @@ COMPARISONS, JUDGED, VERDICTS = "comparisons.parquet", "judged.parquet", "verdic
 PAIR = ("prompt", "completion", "proposal")
 #: Why a pair has no verdict once people have had enough.
 UNANSWERED = "nobody answered"
+#: What to do where answers and comparisons are not of each other.
+_ANEW = "move the folder {folder} away, and the same command asks people anew"
 
 
 class Verdict(NamedTuple):
@@ -57,6 +59,8 @@ class Waiting:
     folder : Path
     total, left : int
         Comparisons, and how many of them nobody has answered.
+    arms : tuple of str
+        The arms of the run that wait for them, where that is known.
 
     Examples
     --------
@@ -67,6 +71,7 @@ class Waiting:
     folder: Path
     total: int
     left: int
+    arms: tuple[str, ...] = ()
 
     @property
     def command(self) -> str:
@@ -81,6 +86,11 @@ class PeopleWanted(Stop):
     Parameters
     ----------
     sessions : sequence of Waiting
+        One that comes twice is one, of the arms of both.
+
+    Attributes
+    ----------
+    sessions : list of Waiting
 
     Examples
     --------
@@ -89,9 +99,39 @@ class PeopleWanted(Stop):
     """
 
     def __init__(self, sessions: Sequence[Waiting]) -> None:
-        self.sessions = list({waits.folder: waits for waits in sessions}.values())
+        found: dict[Path, Waiting] = {}
+        for waits in sessions:
+            before = found.get(waits.folder)
+            arms = () if before is None else before.arms
+            found[waits.folder] = replace(waits, arms=(*arms, *waits.arms))
+        self.sessions = list(found.values())
         left, total = (sum(getattr(s, name) for s in self.sessions) for name in ("left", "total"))
         super().__init__(f"{left:,} of {total:,} comparisons wait for people", fatal=False)
+
+    def of(self, arm: str) -> list[Waiting]:
+        """Return the sessions as those that an arm waits for.
+
+        Examples
+        --------
+        >>> waits = PeopleWanted([Waiting(Path("run/people/1f"), 20, 12)])
+        >>> PeopleWanted([*waits.of("ilr"), *waits.of("filter")]).sessions[0].arms
+        ('ilr', 'filter')
+        """
+        return [replace(waits, arms=(arm,)) for waits in self.sessions]
+
+
+def limit_said(alpha: float) -> str:
+    """Return what ILR's limit means where people judge, who say yes or no.
+
+    Examples
+    --------
+    >>> limit_said(0.15)
+    'at most 15 % of the proposals that people judge are taken; mode: chosen takes all they prefer'
+    """
+    return (
+        f"at most {100 * alpha:g} % of the proposals that people judge are taken; "
+        "mode: chosen takes all they prefer"
+    )
 
 
 @dataclass(frozen=True)
@@ -206,6 +246,11 @@ class People:
             asked = read_table(path)
             if set(_keys(fresh)) <= set(_keys(asked)):
                 return asked
+            if _is_answered(folder):  # a new table would fit no answer
+                raise WhetError(
+                    f"{path} lacks pairs that {self.folder / VERDICTS} had, and answers lie beside "
+                    f"it: restore that file, or {_ANEW.format(folder=folder)}"
+                )
         asked = fresh.add_column(0, "row", pa.array(range(fresh.num_rows), pa.int64()))
         if self.criterion is not None:
             asked = asked.append_column("criterion", pa.array([self.criterion] * asked.num_rows))
@@ -227,7 +272,13 @@ def _verdicts(table: pa.Table) -> dict[int, Verdict]:
 
 def _answers(folder: Path, asked: pa.Table) -> dict[int, Verdict]:
     """Return what people have said so far, also that they could not decide."""
+    from whet.review.comparing import write_answers
+
     path = folder / JUDGED
+    try:  # the session may still be open, or may have been killed
+        write_answers(folder / COMPARISONS, out=path)
+    except WhetError as error:
+        raise WhetError(f"{error}; or {_ANEW.format(folder=folder)}") from None
     if not path.is_file():
         return {}
     judged = read_table(path)
@@ -247,6 +298,13 @@ def _answers(folder: Path, asked: pa.Table) -> dict[int, Verdict]:
     return found
 
 
+def _is_answered(folder: Path) -> bool:
+    from whet.review.session import session_file
+
+    judged = folder / JUDGED
+    return judged.is_file() or session_file(judged).is_file()
+
+
 def _check_same(judged: pa.Table, asked: pa.Table, folder: Path) -> None:
     """Raise ``WhetError`` unless the answers are about what was asked."""
     names = ("row", *PAIR)
@@ -259,6 +317,6 @@ def _check_same(judged: pa.Table, asked: pa.Table, folder: Path) -> None:
     same = (their == our for their, our in zip(theirs, ours, strict=False))
     first = next((i for i, equal in enumerate(same) if not equal), min(len(theirs), len(ours)))
     raise WhetError(
-        f"row {first} of {folder / JUDGED} is not that of {folder / COMPARISONS}: move the first "
-        f"file away, and answer with {Waiting(folder, 0, 0).command}"
+        f"row {first} of {folder / JUDGED} is not that of {folder / COMPARISONS}: "
+        f"{_ANEW.format(folder=folder)}"
     )

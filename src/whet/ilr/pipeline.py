@@ -217,7 +217,7 @@ holds train.parquet, or .jsonl, .json, .csv or .tsv
             try:
                 arms[name] = self._arm(course, name, arm)
             except PeopleWanted as waits:  # the other arms do what they can
-                wanted += waits.sessions
+                wanted += waits.of(name)
         if wanted:
             raise PeopleWanted(wanted)
         if not any(found["rounds"] for found in arms.values()):

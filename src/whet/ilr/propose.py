@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pyarrow as pa
 from whet import __version__
 from whet.annotate.protocol import Backend
 from whet.errors import WhetError
+from whet.ilr.evaluate import versions
 from whet.ilr.halves import halves
 from whet.ilr.refine import Proposer, answered, as_objects, stop_if_collapsed
 from whet.ilr.rows import text_of
@@ -35,6 +37,7 @@ def propose(
     folds: int = 2,
     marker: str | None = None,
     keep: bool = False,
+    given: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write ``proposals.parquet``: the demonstrations with ``proposal`` and ``fold``.
@@ -55,6 +58,9 @@ def propose(
         Rows without it are not trained on.
     keep : bool
         Keep the weights of the models that proposed.
+    given : mapping, optional
+        How demonstrations and task were named, see :func:`whet.report.commands.as_given`: run.json
+        keeps it for the commands to come. It decides nothing.
     progress : callable, optional
 
     Returns
@@ -97,7 +103,8 @@ def propose(
                 fold[others] = k
             whole = _with(table, said.tolist(), fold=pa.array(fold))
             write_parquet(out / RESULT, whole)
-            run.finish({**settings, **_counts(whole, marker), **stages.cost(used)})
+            kept = _kept(given) | _counts(whole, marker)
+            run.finish({**settings, **kept, **stages.cost(used)})
         stages.release()
         return read_json(out / "run.json")
     finally:
@@ -112,6 +119,7 @@ def propose_served(
     *,
     concurrency: int = 16,
     marker: str | None = None,
+    given: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write ``proposals.parquet`` with what a model behind a server says; nothing is trained.
@@ -120,7 +128,7 @@ def propose_served(
 
     Parameters
     ----------
-    table, out, generate, marker, progress
+    table, out, generate, marker, given, progress
         As for :func:`propose`. Text is asked as one user's message; an answer that is cut off,
         filtered or refused is no proposal.
     backend : Backend
@@ -181,8 +189,8 @@ def propose_served(
             stop_if_collapsed(table, there)
             whole = _with(table, said)
             write_parquet(out / RESULT, whole)
-            ended = {"unfinished": len(said) - len(there)}
-            run.finish({**settings, **_counts(whole, marker), **ended})
+            kept = _kept(given) | _counts(whole, marker)
+            run.finish({**settings, **kept, "unfinished": len(said) - len(there)})
         return read_json(out / "run.json")
     finally:
         run.close()
@@ -194,6 +202,11 @@ def _with(table: pa.Table, said: list[Any], **columns: pa.Array) -> pa.Table:
     for name, column in columns.items():
         table = table.append_column(name, column)
     return table
+
+
+def _kept(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what run.json keeps and decides nothing."""
+    return {"given": None if given is None else dict(given), "versions": versions()}
 
 
 def _counts(table: pa.Table, marker: str | None) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +10,16 @@ import numpy as np
 from whet import estimates
 from whet.classify.labels import MISSING
 from whet.errors import WhetError
-from whet.report.align_summary import is_align
 from whet.report.compare_arms import compare_arms, differing
-from whet.report.evaluate_summary import is_evaluate
-from whet.report.ilr_summary import is_ilr
+from whet.report.kinds import find_kind
 from whet.report.known import LEAST_ROWS, too_few
-from whet.report.propose_summary import is_propose
-from whet.report.rows import RefinedRows, check_format, is_refined, read_manifest, read_refined
+from whet.report.rows import RefinedRows, check_format, read_refined
 from whet.report.summary import SUMMARY_FORMAT, answer
-from whet.report.training_summary import is_training
 from whet.store import read_json
 
 Json = dict[str, Any]
 #: Settings that say where rows come from, told apart from how they are refined.
 _INPUT = ("input", "input_sha256")
-#: Verbs whose folders have a run.json that tells them.
-_KINDS: dict[str, Callable[[Json], bool]] = {
-    "whet refine": is_refined,
-    "whet ilr": is_ilr,
-    "whet align": is_align,
-    "whet propose": is_propose,
-    "whet evaluate": is_evaluate,
-}
 
 
 def compare(folders: list[Path]) -> Json:
@@ -54,19 +41,22 @@ def compare(folders: list[Path]) -> Json:
     Raises
     ------
     WhetError
-        If the folders are not of one kind that can be compared, or one is not finished or damaged.
+        If a folder is named twice, the folders are not of one kind that is compared, or one is not
+        finished or damaged.
     """
-    kinds, manifests = zip(*map(_kind_and_manifest, folders), strict=True)
-    if len(set(kinds)) > 1:
-        said = ", ".join(f"{f} is of {k}" for f, k in zip(folders, kinds, strict=True))
+    _check_names(folders)
+    kinds, manifests = zip(*map(find_kind, folders), strict=True)
+    kind = kinds[0]
+    if any(other is not kind for other in kinds):
+        said = ", ".join(f"{f} is {k.name}" for f, k in zip(folders, kinds, strict=True))
         raise WhetError(f"only runs of one kind are compared: {said}; name runs of one of these")
-    if kinds[0] in ("whet ilr", "whet align"):
-        return compare_arms(kinds[0].removeprefix("whet "), folders, list(manifests))
-    if kinds[0] != "whet refine":
+    if kind.instead:
         raise WhetError(
-            f"{folders[0]} is of {kinds[0]}: only runs of 'whet refine', of 'whet ilr' or of "
-            "'whet align' are compared; report on each by itself"
+            f"{folders[0]} is {kind.name}, and only runs of 'whet refine', of 'whet ilr' or of "
+            f"'whet align' are compared: {kind.instead}"
         )
+    if kind.verb != "refine":
+        return compare_arms(kind.verb, folders, list(manifests))
     for folder, manifest in zip(folders, manifests, strict=True):
         check_format(folder / "run.json", manifest)
     first, *others = map(read_refined, folders, manifests)
@@ -79,14 +69,15 @@ def compare(folders: list[Path]) -> Json:
     }
 
 
-def _kind_and_manifest(folder: Path) -> tuple[str, Json]:
-    """Return the verb that made a run, and its run.json, which a training has not."""
-    if is_training(folder):
-        return "a training", {}
-    path = folder / "run.json"
-    manifest = read_json(path) if path.is_file() else read_manifest(folder)  # says what is missing
-    known = (verb for verb, is_kind in _KINDS.items() if is_kind(manifest))
-    return next(known, "no verb that is known"), manifest
+def _check_names(folders: list[Path]) -> None:
+    """Raise ``WhetError`` if a folder is named twice, by whichever path."""
+    named: dict[Path, Path] = {}
+    for folder in folders:
+        place = folder.resolve()
+        if place in named:
+            other = "" if named[place] == folder else f", as {named[place]} too"
+            raise WhetError(f"the run {folder} is named twice{other}: name each run once")
+        named[place] = folder
 
 
 def is_comparison(path: Path) -> bool:

@@ -7,15 +7,19 @@ knows of other seeds, and in how many runs an arm is ahead.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from whet import estimates
 from whet.report.align_summary import HARM
 from whet.report.arm_runs import WORDS, ArmRun, Column, estimate, read_run
 from whet.report.known import compared, in_points
 from whet.report.summary import SUMMARY_FORMAT
+from whet.report.text import one_line
 
 Json = dict[str, Any]
 #: Of fewer runs than this an interval is too narrow to be taken at its word.
@@ -27,6 +31,32 @@ _PLACES = {
 }
 #: What is not a choice of the recipe, or is looked at arm by arm.
 _ASIDE = {"arms", "rewards", "trainers", "routes", "sha256", "whet_version"}
+#: Settings by which a heading tells a recipe from others.
+NAMED = 2
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Runs of one recipe.
+
+    Attributes
+    ----------
+    choices : dict
+        Their settings, without seeds, without folders and without arms.
+    arms : dict
+        The same of each arm that any of the runs has.
+    places : list of int
+        The runs, by their places.
+
+    Examples
+    --------
+    >>> Recipe({"alpha": 0.15}, {}, [0, 2]).places
+    [0, 2]
+    """
+
+    choices: Json
+    arms: Json
+    places: list[int]
 
 
 def compare_arms(kind: str, folders: list[Path], manifests: list[Json]) -> Json:
@@ -59,22 +89,32 @@ def compare_arms(kind: str, folders: list[Path], manifests: list[Json]) -> Json:
 wrote it
     """
     runs = [read_run(kind, folder, m) for folder, m in zip(folders, manifests, strict=True)]
-    recipes = _by_recipe(runs)
-    numbers = {place: number for number, mine in enumerate(recipes, 1) for place in mine}
+    twins = [_twin(run, runs[:place]) for place, run in enumerate(runs)]
+    recipes = _by_recipe(runs, [place for place, twin in enumerate(twins) if twin is None])
+    numbers = {place: number for number, mine in enumerate(recipes, 1) for place in mine.places}
+    first, *others = (mine.places for mine in recipes)
     between = [
-        other | {"recipe": place}
-        for place, mine in enumerate(recipes[1:], 2)
-        for other in _between(kind, runs, recipes[0], mine)
+        found | {"recipe": number}
+        for number, mine in enumerate(others, 2)
+        for found in _between(kind, runs, first, mine)
     ]
     return {
         "format_version": SUMMARY_FORMAT,
         "kind": "compare-arms",
         "of": kind,
-        "runs": [_run(run, numbers[place]) for place, run in enumerate(runs)],
-        "recipes": [_recipe(kind, runs, mine) for mine in recipes],
+        "warnings": _repeated(runs, twins),
+        "runs": [
+            _run(run, numbers[place if twin is None else twin])
+            | {"same_as": None if twin is None else str(runs[twin].folder)}
+            for place, (run, twin) in enumerate(zip(runs, twins, strict=True))
+        ],
+        "recipes": [
+            {"title": title, **_recipe(kind, runs, mine.places)}
+            for title, mine in zip(_titles(recipes), recipes, strict=True)
+        ],
         "between": between,
         "settings": differing([run.settings for run in runs]),
-        "notes": _notes(runs, recipes, between),
+        "notes": _notes(runs, [mine.places for mine in recipes], between),
     }
 
 
@@ -90,29 +130,71 @@ def _run(run: ArmRun, recipe: int) -> Json:
     }
 
 
+# --- runs that are the same run again -------------------------------------------------------------
+
+
+def _twin(run: ArmRun, earlier: list[ArmRun]) -> int | None:
+    """Return the place of the first run with the same settings and scores: it is the same run."""
+    same = (
+        place
+        for place, other in enumerate(earlier)
+        if other.settings == run.settings and _same_scores(run, other)
+    )
+    return next(same, None)
+
+
+def _same_scores(run: ArmRun, other: ArmRun) -> bool:
+    mine, its = (
+        {
+            (measure, arm): column
+            for measure, arms in one.columns.items()
+            for arm, column in arms.items()
+        }
+        for one in (run, other)
+    )
+    return mine.keys() == its.keys() and all(
+        np.array_equal(column, its[name], equal_nan=True) for name, column in mine.items()
+    )
+
+
+def _repeated(runs: list[ArmRun], twins: list[int | None]) -> list[str]:
+    """Say which runs are the same run again, which is no evidence."""
+    warnings = []
+    for place in dict.fromkeys(twin for twin in twins if twin is not None):
+        again = ", ".join(
+            str(run.folder) for run, twin in zip(runs, twins, strict=True) if twin == place
+        )
+        warnings.append(
+            f"{again}: the same run as {runs[place].folder} again, with all its settings, its seed "
+            "and its test scores; it counts once."
+        )
+    return warnings
+
+
 # --- which runs are of one recipe -----------------------------------------------------------------
 
 
-def _by_recipe(runs: list[ArmRun]) -> list[list[int]]:
-    """Return the runs of each recipe, by their places.
+def _by_recipe(runs: list[ArmRun], places: list[int]) -> list[Recipe]:
+    """Return the recipes of the runs at some places.
 
     Of one recipe are runs with the same settings but for seeds and for where files lie, in which
     arms of one name are the same; an arm may be missing in some.
     """
-    recipes: list[tuple[object, dict[str, object], list[int]]] = []
-    for place, run in enumerate(runs):
-        chosen, arms = _choices(run.settings), _arms(run.settings)
-        for same, known, members in recipes:
-            if same == chosen and all(known.get(name, arm) == arm for name, arm in arms.items()):
-                known.update(arms)
-                members.append(place)
+    recipes: list[Recipe] = []
+    for place in places:
+        choices, arms = _choices(runs[place].settings), _arms(runs[place].settings)
+        for recipe in recipes:
+            shared = recipe.arms.keys() & arms.keys()
+            if recipe.choices == choices and all(recipe.arms[n] == arms[n] for n in shared):
+                recipe.arms.update(arms)
+                recipe.places.append(place)
                 break
         else:
-            recipes.append((chosen, arms, [place]))
-    return [members for _, _, members in recipes]
+            recipes.append(Recipe(choices, arms, [place]))
+    return recipes
 
 
-def _choices(value: object, key: str = "") -> object:
+def _choices(value: Any, key: str = "") -> Any:  # noqa: ANN401
     """Return settings without seeds, and without the folders of what is named."""
     if isinstance(value, dict):
         return {
@@ -125,33 +207,72 @@ def _choices(value: object, key: str = "") -> object:
     return value
 
 
-def _arms(settings: Json) -> dict[str, object]:
+def _arms(settings: Json) -> Json:
     """Return what tells an arm, or in ``whet align`` a trainer, from others of its name."""
-    arms: Json = settings["arms"] if "arms" in settings else settings["trainers"]
-    return {name: _choices(arm) for name, arm in arms.items() if arm is not None}
+    section = "arms" if "arms" in settings else "trainers"
+    arms: Json = settings[section]
+    return {f"{section}.{name}": _choices(arm) for name, arm in arms.items() if arm is not None}
 
 
-def differing(settings: list[Json], of: str = "") -> Json:
+def _titles(recipes: list[Recipe]) -> list[str]:
+    """Return in words how each recipe differs from the first, and the first from any."""
+    first, titles, of_first = recipes[0], list[str](), Json()
+    for other in recipes[1:]:
+        shared = first.arms.keys() & other.arms.keys()
+        found = differing(
+            [mine.choices | {name: mine.arms[name] for name in shared} for mine in (first, other)]
+        )
+        titles.append(_in_words({name: values[1] for name, values in found.items()}))
+        of_first |= {name: values[0] for name, values in found.items()}
+    outer = sorted(of_first, key=lambda name: (name.count("."), name))  # found in several passes
+    return [_in_words({name: of_first[name] for name in outer}), *titles]
+
+
+def _in_words(settings: Json) -> str:
+    """Return the first settings with their values, and how many more there are."""
+    said = []
+    for name, value in list(settings.items())[:NAMED]:
+        given = "not given" if value is None else "given" if isinstance(value, dict) else value
+        said.append(f"{one_line(name, 60)} {one_line(str(given), 40)}")
+    more = len(settings) - NAMED
+    return ", ".join(said) + (f" and {more} more" if more > 0 else "")
+
+
+def differing(settings: list[Json]) -> Json:
     """Return the settings that are not the same in all runs, a value a run, None for absent.
+
+    Where ``seed`` differs the seeds of sections do, too, which follow from it and are left out.
+    Plain values of a level come before nested ones, by name each.
 
     Parameters
     ----------
     settings : list of dict
-    of : str
-        What stands before the names, for sections within sections.
 
     Examples
     --------
-    >>> differing([{"seed": 0, "sft": {"epochs": 2}}, {"seed": 1, "sft": {"epochs": 2}}])
-    {'seed': [0, 1]}
+    >>> differing([{"sft": {"epochs": 2, "seed": 0}, "seed": 0}, {"sft": {"epochs": 3}, "seed": 1}])
+    {'seed': [0, 1], 'sft.epochs': [2, 3]}
     """
+    found = _differing(settings, "")
+    if "seed" in found:
+        return {name: values for name, values in found.items() if not name.endswith(".seed")}
+    return found
+
+
+def _differing(settings: list[Json], within: str) -> Json:
+    """Return the settings of a section that differ; ``within`` stands before their names."""
+    values: dict[str, list[Any]] = {
+        key: [chosen.get(key) for chosen in settings]
+        for key in sorted({key for chosen in settings for key in chosen})
+    }
+    nested = [key for key, each in values.items() if any(isinstance(v, dict) for v in each)]
     found: Json = {}
-    for key in dict.fromkeys(key for chosen in settings for key in chosen):
-        values: list[Any] = [chosen.get(key) for chosen in settings]
-        if all(isinstance(value, dict) for value in values):
-            found |= differing(values, f"{of}{key}.")
-        elif any(value != values[0] for value in values):
-            found[of + key] = values
+    for key in (*(key for key in values if key not in nested), *nested):
+        each = values[key]
+        if all(isinstance(value, dict) for value in each):
+            found |= _differing(each, f"{within}{key}.")
+        elif any(value != each[0] for value in each):
+            found[within + key] = each
     return found
 
 
@@ -289,13 +410,13 @@ def _said(difference: Json) -> str:
 def _between(kind: str, runs: list[ArmRun], first: list[int], other: list[int]) -> list[Json]:
     """Return each arm of a recipe minus that of the first recipe, where rows can be paired.
 
-    A run is paired with that of the same seed and test.
+    A run is paired with one of the same seed and test, each with another one.
     """
-    pairs = []
+    pairs, free = [], [runs[place] for place in first]
     for run in (runs[place] for place in other):
-        twin = next((runs[place] for place in first if _alike(runs[place], run)), None)
-        if twin is not None:
-            pairs.append((run, twin))
+        partner = next((k for k, twin in enumerate(free) if _alike(twin, run)), None)
+        if partner is not None:
+            pairs.append((run, free.pop(partner)))
     found = []
     for measure, arm in product(WORDS[kind], dict.fromkeys(a for r, _ in pairs for a in r.names)):
         each, columns = [], []
@@ -343,7 +464,7 @@ def _notes(runs: list[ArmRun], recipes: list[list[int]], between: list[Json]) ->
             "The runs of a recipe share their test rows, which are drawn once for all runs: more "
             "runs make the interval no surer of other rows."
         )
-    notes += _repeated(runs)
+    notes += _alike_in_settings([runs[place] for mine in recipes for place in mine])
     if any(tested):
         notes.append(
             "Intervals over runs come from drawing runs and test rows again; those of one run from "
@@ -365,14 +486,14 @@ def _unpaired(recipes: list[list[int]], between: list[Json]) -> list[str]:
     ]
 
 
-def _repeated(runs: list[ArmRun]) -> list[str]:
-    """Say which runs are the same run again, which is no evidence."""
+def _alike_in_settings(runs: list[ArmRun]) -> list[str]:
+    """Say which runs have all settings of another and other scores."""
     notes = []
     for place, run in enumerate(runs):
-        twin = next((other for other in runs[:place] if other.settings == run.settings), None)
-        if twin is not None:
+        other = next((other for other in runs[:place] if other.settings == run.settings), None)
+        if other is not None:
             notes.append(
-                f"{run.folder} has all settings of {twin.folder}, the seed too: it is the same run "
-                "again, and makes intervals too narrow."
+                f"{run.folder} has all settings of {other.folder}, the seed too, but other scores: "
+                "the two say nothing of other seeds."
             )
     return notes

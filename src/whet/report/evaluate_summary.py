@@ -5,6 +5,7 @@ The page shows what stands here and computes nothing, so the two cannot disagree
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from itertools import zip_longest
 from pathlib import Path
@@ -17,22 +18,30 @@ import pyarrow.parquet as pq
 
 from whet.ilr.judges import LlmSettings
 from whet.ilr.rows import text_of
-from whet.report.commands import changed_flags, flag_words, generation_flags, into_another
-from whet.report.known import compared, in_points, known_estimate
-from whet.report.propose_summary import stage_cost
+from whet.report.commands import (
+    changed_flags,
+    flag_words,
+    generation_flags,
+    into_another,
+    operand,
+    task_flags,
+)
+from whet.report.known import LEAST_ROWS, compared, in_points, known_estimate
+from whet.report.propose_summary import MANY_BROKEN, stage_cost
 from whet.report.rows import check_format, damage_said
 from whet.report.summary import SUMMARY_FORMAT
 from whet.report.text import one_line
 from whet.report.words import MOST_CHARACTERS, cut
 from whet.store import read_json
 
+RESULT = "scores.parquet"
 #: Rows whose completions are listed.
 LISTED = 30
 #: Fewer rows than this see only large differences.
 FEW_ROWS = 100
-#: Share of a model's completions that were broken off, or pairs of which the judge names another
-#: winner in the other order, from which on it is worth a warning.
-MANY_BROKEN, MANY_TURNED = 0.05, 0.25
+#: Share of pairs of which the judge names another winner in the other order, above which it is
+#: worth a warning.
+MANY_TURNED = 0.25
 #: Kinds of listed rows, in the order of the page.
 KINDS = ("differ", "right", "wrong", "unscored")
 #: What a language model as judge is told by flags, and is unless told otherwise.
@@ -60,15 +69,15 @@ def summarise_evaluate(folder: Path, manifest: Json | None = None) -> Json:
     Parameters
     ----------
     folder : Path
-        A folder of ``whet evaluate``.
+        A folder of ``whet evaluate``, as the caller names it: so do the commands.
     manifest : dict, optional
         The content of run.json.
 
     Returns
     -------
     dict
-        What summary.json holds; docs/report.md describes it. The same folder gives the same
-        summary.
+        What summary.json holds; docs/report.md describes it. The same folder, named in the same
+        way, gives the same summary.
 
     Raises
     ------
@@ -90,7 +99,7 @@ def summarise_evaluate(folder: Path, manifest: Json | None = None) -> Json:
 
 
 def _summary(folder: Path, manifest: Json) -> Json:
-    table = pq.read_table(folder / "scores.parquet")
+    table = pq.read_table(folder / RESULT)
     completions = Counter(table["what"].to_pylist())
     found = [
         _one(one)
@@ -104,9 +113,11 @@ def _summary(folder: Path, manifest: Json) -> Json:
         "answer": _answer(found),
         "rows": manifest["rows"],
         "judge": manifest["judge"],
+        "given": manifest.get("given"),
         "found": found,
         "examples": _examples(folder, table, manifest),
         "cost": stage_cost(folder),
+        "next": next_step(folder),
         "reproduce": _reproduce(folder, manifest),
     }
 
@@ -166,10 +177,14 @@ def _name(one: Json) -> str:
     return one_line(one["what"], MOST_NAME)
 
 
+def _rows(n: int) -> str:
+    return "1 row" if n == 1 else f"{n:,} rows"
+
+
 def _scored(one: Json) -> str:
     score = one["score"]
     if score["value"] is None:
-        return f"{_name(one)}: only {score['n']} rows."
+        return f"{_name(one)}: only {_rows(score['n'])}."
     value, low, high = (f"{score[key]:.3f}" for key in ("value", "low", "high"))
     return f"{_name(one)}: {value}, 95 % interval {low} to {high}, on {score['n']:,} rows."
 
@@ -177,7 +192,7 @@ def _scored(one: Json) -> str:
 def _said(one: Json, first: Json) -> str:
     gain, names = one["gain"], f"{_name(one)} minus {_name(first)}"
     if gain["value"] is None:
-        return f"{names}: only {gain['n']} rows."
+        return f"{names}: only {_rows(gain['n'])}."
     said = f"{names}: {in_points(gain)}, on {gain['n']:,} rows."
     rate = None if one["win"] is None else one["win"]["rate"]
     if rate is not None and rate["value"] is not None:
@@ -211,7 +226,8 @@ def _notes(found: list[Json]) -> list[str]:
         "The score is the task's, 0 to 1. Intervals are over rows of the test, for one training "
         "each: with another seed scores differ by more."
     ]
-    if (few := min(one["score"]["n"] for one in found)) < FEW_ROWS:
+    # Of fewer than LEAST_ROWS there are no numbers, and it was said before.
+    if LEAST_ROWS <= (few := min(one["score"]["n"] for one in found)) < FEW_ROWS:
         notes.append(f"Only {few} rows: they can show large differences alone.")
     known = [e for one in found for e in (one["score"], one["gain"]) if e is not None]
     if any(e["value"] is not None and e["low"] == e["high"] for e in known):
@@ -292,14 +308,33 @@ def _said_of(said: Json) -> Json:
     }
 
 
-# --- how to do it again ---------------------------------------------------------------------------
+# --- what to do next, and how to do it again ------------------------------------------------------
+
+
+def next_step(folder: Path) -> str:
+    """Say what to do after an evaluation.
+
+    Parameters
+    ----------
+    folder : Path
+        As the caller names it.
+
+    Examples
+    --------
+    >>> next_step(Path("evaluated"))
+    'read the completions with score 0 in evaluated/scores.parquet'
+    """
+    return f"read the completions with score 0 in {shlex.quote(str(folder / RESULT))}"
 
 
 def _reproduce(folder: Path, manifest: Json) -> Json:
-    judge, said = manifest["judge"], manifest["generate"]
-    what = [one["what"] for one in manifest["found"]]
-    words = ["whet", "evaluate", *what, *flag_words("--task", manifest["task"])]
-    words += ["--test", "TEST", *generation_flags(said)]
+    judge, said, given = manifest["judge"], manifest["generate"], manifest.get("given")
+    words = ["whet", "evaluate", *(operand(one["what"]) for one in manifest["found"])]
+    if given is None:
+        words += [*flag_words("--task", manifest["task"]), "--test", "TEST"]
+    else:
+        words += [*task_flags(given), *flag_words("--test", given["rows"])]
+    words += generation_flags(said)
     words += changed_flags({"seed": said["seed"]}, {"seed": 0})
     if judge is not None:
         words += flag_words("--judge", judge["name"])
@@ -308,5 +343,5 @@ def _reproduce(folder: Path, manifest: Json) -> Json:
         "command": into_another(words, folder),
         "settings": {"generate": said, "judge": judge},
         "sha256": {"rows": manifest["data_sha256"]},
-        "versions": {"whet": manifest["whet_version"]},
+        "versions": {"whet": manifest["whet_version"], **manifest.get("versions", {})},
     }

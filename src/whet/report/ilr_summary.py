@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from whet import estimates
 from whet.ilr.evaluate import score_difference
+from whet.ilr.people import limit_said
 from whet.report.known import LEAST_ROWS, compared, in_points, too_few
 from whet.report.proposals import (
     Judged,
@@ -118,6 +119,7 @@ def _summary(folder: Path, manifest: Json) -> Json:
             "seed": settings["seed"],
             "versions": manifest["versions"],
             "platform": manifest["platform"],
+            "people": any(_asks_people(_judge(arm, settings)) for arm in settings["arms"].values()),
         },
     }
 
@@ -135,6 +137,10 @@ def _judge(arm: Json, settings: Json) -> str | None:
     if _kind(arm) == "sft" or arm.get("mode") == "naive":
         return None
     return str(arm["judge"] or settings["judge"])
+
+
+def _asks_people(judge: str | None) -> bool:
+    return judge is not None and judge.partition(":")[0] == "people"
 
 
 def _is_told(arm: Json, settings: Json) -> bool:
@@ -215,8 +221,25 @@ def _answer(folder: Path, manifest: Json, main: str | None) -> Json:
         "arm": main,
         "gain": gain if status != "halted" else None,
         "best": best,
+        "unjudged": _unjudged(manifest),
         "notes": _notes(manifest, main),
     }
+
+
+def _unjudged(manifest: Json) -> list[str]:
+    """Return of which arms more than half of the differing proposals were not judged."""
+    settings, found = manifest["settings"], []
+    for name, arm in manifest["arms"].items():
+        if _judge(settings["arms"][name], settings) is None:
+            continue
+        rounds = [record for record in arm["rounds"] if "accepted" in record]
+        failed, differ = (sum(record[key] for record in rounds) for key in ("failed", "disagreed"))
+        if 2 * failed > differ:
+            found.append(
+                f"{name}: {failed:,} of {differ:,} proposals that differ were not judged, and "
+                "changed nothing."
+            )
+    return found
 
 
 def _status(manifest: Json, main: str | None) -> str:
@@ -292,6 +315,11 @@ def _notes(manifest: Json, main: str | None) -> list[str]:
             f"The judge {judge} reads the references: this is an experiment, and says nothing of "
             "a judge that does not know them."
         )
+    notes += [
+        f"{name}: {limit_said(settings['alpha'] if arm['alpha'] is None else arm['alpha'])}."
+        for name, arm in settings["arms"].items()
+        if arm.get("mode") == "ilr" and _asks_people(_judge(arm, settings))
+    ]
     if rows["test"]:
         notes.append(
             "The score is the task's, 0 to 1, on the test, of the model after the last round. "
@@ -352,10 +380,16 @@ def _proposals(manifest: Json, judged: dict[str, list[Judged]]) -> list[Json]:
             "threshold": record["threshold"],
             "judged": record["judged"],
             "tied": record["tied"],
-            **count_proposals(found),
+            **_split(count_proposals(found), found),
         }
         for name, record, found in _refined(manifest, judged)
     ]
+
+
+def _split(counts: Json, found: Judged) -> Json:
+    """Tell rejected proposals that the judge did not prefer from those that the limit left out."""
+    capped = int((found.judged & ~found.accepted & (found.score > 0.5)).sum())
+    return {**counts, "refused": counts["rejected"] - capped, "capped": capped}
 
 
 def _histograms(manifest: Json, judged: dict[str, list[Judged]]) -> list[Json]:

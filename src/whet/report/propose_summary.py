@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 
 from whet.ilr.rows import text_of
 from whet.posttrain.settings import TrainSettings
-from whet.report.commands import changed_flags, flag_words, generation_flags, into_another
+from whet.report.commands import (
+    changed_flags,
+    flag_words,
+    generation_flags,
+    into_another,
+    operand,
+    task_flags,
+)
 from whet.report.proposals import beside
 from whet.report.rows import check_format, damage_said
 from whet.report.summary import SUMMARY_FORMAT
@@ -26,6 +33,8 @@ from whet.store import read_json
 RESULT = "proposals.parquet"
 #: Proposals that are shown beside their demonstration.
 LISTED = 50
+#: Share of completions that were broken off, above which it is worth a warning.
+MANY_BROKEN = 0.05
 #: What a proposal is, each in one of these.
 KINDS = ("different", "same", "empty", "none")
 #: Parts of the rows, sorted by length, at whose ends lengths are told.
@@ -52,15 +61,15 @@ def summarise_propose(folder: Path, manifest: Json | None = None) -> Json:
     Parameters
     ----------
     folder : Path
-        A folder of ``whet propose``.
+        A folder of ``whet propose``, as the caller names it: so do the commands.
     manifest : dict, optional
         The content of run.json.
 
     Returns
     -------
     dict
-        What summary.json holds; docs/report.md describes it. The same folder gives the same
-        summary.
+        What summary.json holds; docs/report.md describes it. The same folder, named in the same
+        way, gives the same summary.
 
     Raises
     ------
@@ -91,14 +100,15 @@ def _summary(folder: Path, manifest: Json) -> Json:
             )
         ]
     )
-    total, name = _counted(kinds), folder.resolve().name
+    total = _counted(kinds)
     proposer = _proposer(folder, manifest)
     return {
         "format_version": SUMMARY_FORMAT,
         "kind": "propose",
-        "title": name,
+        "title": folder.resolve().name,
         "answer": _answer(manifest, total),
         "proposer": proposer,
+        "given": manifest.get("given"),
         "rows": total | {"unfinished": manifest["unfinished"]},
         "folds": _folds(table, kinds),
         "failures": _failures(folder),
@@ -106,8 +116,7 @@ def _summary(folder: Path, manifest: Json) -> Json:
         "examples": _examples(table, kinds, manifest["generate"]["seed"]),
         "cost": stage_cost(folder)
         | {key: manifest[key] for key in ("steps", "new_tokens") if key in manifest},
-        "next": f"whet judge {shlex.quote(f'{name}/{RESULT}')} --task TASK --judge JUDGE "
-        f"--out {shlex.quote(f'{name}/judged.parquet')}",
+        "next": next_step(folder, manifest.get("given")),
         "reproduce": _reproduce(folder, manifest, proposer),
     }
 
@@ -202,7 +211,7 @@ def _warnings(manifest: Json, total: Json) -> list[str]:
         found.append(
             f"{total['none']:,} of {rows:,} rows have no proposal and will stay as they are"
         )
-    elif manifest["unfinished"]:
+    elif manifest["unfinished"] > MANY_BROKEN * rows:
         found.append(
             f"{manifest['unfinished']:,} of {rows:,} proposals were broken off at "
             f"{manifest['generate']['max_new_tokens']:,} tokens: raise --max-new-tokens, or train "
@@ -219,7 +228,27 @@ def _warnings(manifest: Json, total: Json) -> list[str]:
     return found
 
 
-# --- cost, and how to do it again -----------------------------------------------------------------
+# --- what to do next, what it cost, and how to do it again ----------------------------------------
+
+
+def next_step(folder: Path, given: Json | None) -> str:
+    """Return the command that has proposals judged.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the proposals, as the caller names it.
+    given : dict or None
+        Of :func:`whet.report.commands.as_given`; None where that was not recorded.
+
+    Examples
+    --------
+    >>> next_step(Path("p"), None)
+    'whet judge p/proposals.parquet --task TASK --judge JUDGE --out p/judged.parquet'
+    """
+    task = ["--task", "TASK"] if given is None else task_flags(given)
+    words = ["whet", "judge", operand(folder / RESULT), *task, "--judge", "JUDGE"]
+    return shlex.join([*words, *flag_words("--out", str(folder / "judged.parquet"))])
 
 
 def _stages(folder: Path, pattern: str) -> list[Path]:
@@ -256,8 +285,9 @@ def stage_cost(folder: Path) -> Json:
 
 
 def _reproduce(folder: Path, manifest: Json, proposer: Json) -> Json:
-    said = manifest["generate"]
-    words = ["whet", "propose", "DEMONSTRATIONS.jsonl"]
+    said, given = manifest["generate"], manifest.get("given")
+    words = ["whet", "propose", "DEMONSTRATIONS.jsonl" if given is None else operand(given["rows"])]
+    words += [] if given is None else task_flags(given)
     words += flag_words("--model", proposer["model"] or "MODEL")
     if proposer["served"] is not None:
         words += flag_words("--base-url", proposer["served"])
@@ -274,5 +304,5 @@ def _reproduce(folder: Path, manifest: Json, proposer: Json) -> Json:
         "command": into_another(words, folder),
         "settings": settings,
         "sha256": sums,
-        "versions": {"whet": manifest["whet_version"]},
+        "versions": {"whet": manifest["whet_version"], **manifest.get("versions", {})},
     }

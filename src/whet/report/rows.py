@@ -63,7 +63,7 @@ class RefinedRows:
     >>> read_refined(Path("no/run"))
     Traceback (most recent call last):
     ...
-    whet.errors.WhetError: no/run/run.json does not exist: name a folder of 'whet refine'
+    whet.errors.WhetError: no/run/run.json does not exist: name a folder that whet wrote
     """
 
     folder: Path
@@ -125,37 +125,6 @@ def is_refined(manifest: dict[str, Any]) -> bool:
     return {"classes", "verdict", "kept_annotator", "settings"} <= set(manifest)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return run.json of a finished refinement.
-
-    Parameters
-    ----------
-    folder : Path
-        A run folder of ``whet refine``.
-
-    Raises
-    ------
-    WhetError
-        If there is none, it is not finished, or it is of another verb or a newer whet.
-    """
-    path = folder / "run.json"
-    if not path.is_file():
-        if (folder / "settings.json").is_file():
-            raise WhetError(
-                f"the run in {folder} is not finished: run its command again, whet refine with "
-                "--resume"
-            )
-        raise WhetError(f"{path} does not exist: name a folder of 'whet refine'")
-    manifest = read_json(path)
-    if not is_refined(manifest):
-        raise WhetError(
-            f"{path} is not of 'whet refine': only its folders can be compared, and those of "
-            "'whet ilr' and of 'whet align'"
-        )
-    check_format(path, manifest)
-    return manifest
-
-
 def check_format(path: Path, manifest: dict[str, Any]) -> None:
     """Raise ``WhetError`` if a run.json is of a format that this whet does not know."""
     if (found := manifest.get("format_version")) != FORMAT_VERSION:
@@ -201,7 +170,9 @@ def read_refined(folder: Path, manifest: dict[str, Any] | None = None) -> Refine
     WhetError
         If the folder is not a finished refinement, or a file of it is missing or damaged.
     """
-    manifest = read_manifest(folder) if manifest is None else manifest
+    if manifest is None:
+        manifest = read_json(folder / "run.json")
+        check_format(folder / "run.json", manifest)
     with damage_said(folder):
         return _read(folder, manifest)
 

@@ -7,27 +7,35 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from whet.posttrain.lint import Lint
 from whet.posttrain.models import MANIFEST
 from whet.posttrain.settings import DpoSettings, OnlineSettings, TrainSettings
-from whet.report.commands import changed_flags, flag_words, into_another
+from whet.report.commands import beside, changed_flags, flag_words, into_another, operand
 from whet.report.rows import check_format, damage_said
 from whet.report.summary import SUMMARY_FORMAT
 from whet.store import read_json
 
 #: Parts of the steps whose means are listed.
 TENTHS = 10
+#: Parts of the steps, of which the first and the last are compared: the smallest that have at
+#: least so many steps each.
+SHARES = {10: "tenth", 5: "fifth", 2: "half"}
+LEAST_STEPS = 5
+#: Standard errors by which their means must differ.
+ERRORS = 2
 #: Kind of training -> what is logged and told, the one that the answer is about first: key of a
 #: record, heading.
 MEASURES = {
     "sft": {"loss": "loss"},
     "dpo": {
-        "loss": "loss",
         "rewards/margins": "margin",
+        "loss": "loss",
         "rewards/accuracies": "chosen preferred, share of pairs",
     },
     "online": {
@@ -58,32 +66,21 @@ FAULTS = {
 Json = dict[str, Any]
 
 
-def is_training(folder: Path) -> bool:
-    """Return whether a folder holds a finished training of a language model.
-
-    Examples
-    --------
-    >>> is_training(Path("no/model"))
-    False
-    """
-    return (folder / MANIFEST).is_file()
-
-
 def summarise_training(folder: Path, manifest: Json | None = None) -> Json:
     """Compute the summary of a training: SFT, DPO, or on rewards.
 
     Parameters
     ----------
     folder : Path
-        Of the trained model.
+        Of the trained model, as the caller names it: so do the commands.
     manifest : dict, optional
         The content of training.json.
 
     Returns
     -------
     dict
-        What summary.json holds; docs/report.md describes it. The same folder gives the same
-        summary.
+        What summary.json holds; docs/report.md describes it. The same folder, named in the same
+        way, gives the same summary.
 
     Raises
     ------
@@ -106,11 +103,10 @@ def summarise_training(folder: Path, manifest: Json | None = None) -> Json:
 
 def _summary(folder: Path, manifest: Json) -> Json:
     rows, curve = _rows(manifest), _curve(manifest)
-    name = folder.resolve().name
     return {
         "format_version": SUMMARY_FORMAT,
         "kind": "training",
-        "title": name,
+        "title": folder.resolve().name,
         "method": manifest.get("method", manifest["kind"]),
         "model": manifest["model"],
         "answer": _answer(manifest, rows, curve),
@@ -118,8 +114,7 @@ def _summary(folder: Path, manifest: Json) -> Json:
         "faults": _faults(manifest["lint"]),
         "curve": curve,
         "cost": {key: manifest[key] for key in ("seconds", "steps", "device", "processes")},
-        "next": f"whet evaluate {shlex.join([manifest['model'], name])} --task TASK --data DATA "
-        f"--out {shlex.quote(name + '-evaluated')}",
+        "next": next_step(folder, manifest),
         "reproduce": {
             "command": _command(folder, manifest),
             "settings": _settings(manifest),
@@ -174,18 +169,23 @@ def _curve(manifest: Json) -> Json:
         }
         for record, earlier in zip(history, before, strict=False)
     ]
-    last = records[-1]["step"]
-    tenths: dict[int, list[Json]] = {}
-    for record in records:
-        tenths.setdefault(math.ceil(TENTHS * record["step"] / last), []).append(record)
     return {
         "measures": measures,
-        "tenths": [_mean(part, list(measures)) for part in tenths.values()],
+        "tenths": _parts(records, TENTHS, list(measures)),
         "records": records,
     }
 
 
-def _mean(records: list[Json], measures: list[str]) -> Json:
+def _parts(records: list[Json], share: int, measures: Sequence[str]) -> list[Json]:
+    """Return the means over equal parts of the steps; a record counts where it ends."""
+    last = records[-1]["step"]
+    parts: dict[int, list[Json]] = {}
+    for record in records:
+        parts.setdefault(math.ceil(share * record["step"] / last), []).append(record)
+    return [_mean(part, measures) for part in parts.values()]
+
+
+def _mean(records: list[Json], measures: Sequence[str]) -> Json:
     """Return the means of some records over their steps."""
     n = sum(record["n"] for record in records)
     return {
@@ -198,47 +198,100 @@ def _mean(records: list[Json], measures: list[str]) -> Json:
 
 # --- the answer -----------------------------------------------------------------------------------
 
-#: Whether it was trained to a higher reward, how that moved -> what the page says first.
-HEADLINES = {
-    (False, "down"): "Trained: the training loss fell.",
-    (False, "up"): "Trained, but the training loss rose.",
-    (False, "level"): "Trained, but the training loss did not change.",
-    (False, "unknown"): "Trained, in too few steps to see where the training loss goes.",
-    (True, "up"): "Trained: the reward of its completions rose.",
-    (True, "down"): "Trained, but the reward of its completions fell.",
-    (True, "level"): "Trained, but the reward of its completions did not change.",
-    (True, "unknown"): "Trained, in too few steps to see where the reward goes.",
+#: Kind of training -> what its answer is about, and where that should go.
+MOVED = {
+    "sft": ("the training loss", "down"),
+    "dpo": ("the margin of chosen over rejected", "up"),
+    "online": ("the reward of its completions", "up"),
+}
+#: How it moved -> what the page says of it.
+MOVES = {
+    "up": "{} rose",
+    "down": "{} fell",
+    "level": "{} did not change",
+    "unsure": "a change of {} cannot be told from its jumps between steps",
 }
 
 
 def _answer(manifest: Json, rows: Json, curve: Json) -> Json:
-    tenths, rewarded = curve["tenths"], manifest["kind"] == "online"
-    measure = next(iter(MEASURES[manifest["kind"]]))
-    start, end = ({"value": part[measure], "n": part["n"]} for part in (tenths[0], tenths[-1]))
-    moved = "unknown"
-    if len(tenths) > 1:
-        gain = end["value"] - start["value"]
-        moved = "up" if gain > 0 else "down" if gain < 0 else "level"
-    headline = HEADLINES[rewarded, moved]
+    kind = manifest["kind"]
+    key = next(iter(MEASURES[kind]))
+    measure = MEASURES[kind][key]
+    moved = _moved(curve["records"], key)
+    status, headline = _headline(kind, moved["how"], rows)
     trained = _trained(manifest, rows)
     verdict = f"{headline} {trained}"
-    if len(tenths) > 1:
+    start, end = moved["start"], moved["end"]
+    if end is not None:
         verdict += (
             f" Mean {measure} {start['value']:.4g} at first ({_steps(start['n'])}), "
-            f"{end['value']:.4g} at last ({_steps(end['n'])})."
+            f"{end['value']:.4g} at last ({_steps(end['n'])}), difference "
+            f"{end['value'] - start['value']:+.3g} with a standard error of "
+            f"{moved['standard_error']:.2g}."
         )
-    good = {"unknown": "unknown", "up" if rewarded else "down": "trained"}
     return {
-        "status": good.get(moved, "doubtful"),
+        "status": status,
         "headline": headline,
         "verdict": verdict,
         "trained": trained,
         "measure": measure,
-        "start": start,
-        "end": end if len(tenths) > 1 else None,
+        **{name: moved[name] for name in ("share", "start", "end", "standard_error")},
         "warnings": _warnings(manifest, rows, curve),
-        "notes": _notes(rewarded),
+        "notes": _notes(manifest),
     }
+
+
+def _moved(records: list[Json], key: str) -> Json:
+    """Say whether a measure rose or fell by more than its jumps between steps explain.
+
+    The standard error takes steps as independent. Their variance comes from the differences of
+    neighbours (von Neumann et al., Annals of Mathematical Statistics 1941), to which a trend hardly
+    adds.
+    """
+    ends = _ends(records, key)
+    if ends is None:
+        whole = _mean(records, [key])
+        start = {"value": whole[key], "n": whole["n"]}
+        nothing = dict.fromkeys(("share", "end", "standard_error"))
+        return {"how": "unknown", "start": start, **nothing}
+    share, first, last = ends
+    # A record is a mean over n steps: two differ by chance with a variance of 1 / n + 1 / n steps'.
+    jumps = [(b[key] - a[key]) ** 2 / (1 / a["n"] + 1 / b["n"]) for a, b in pairwise(records)]
+    error = math.sqrt(sum(jumps) / len(jumps) * (1 / first["n"] + 1 / last["n"]))
+    gain = last[key] - first[key]
+    how = "unsure"
+    if gain == 0:
+        how = "level"
+    elif abs(gain) > ERRORS * error:
+        how = "up" if gain > 0 else "down"
+    start, end = ({"value": part[key], "n": part["n"]} for part in (first, last))
+    return {"how": how, "share": share, "start": start, "end": end, "standard_error": error}
+
+
+def _ends(records: list[Json], key: str) -> tuple[str, Json, Json] | None:
+    """Return which parts are compared, and their means; None where there are too few steps."""
+    for share, name in SHARES.items():
+        parts = _parts(records, share, [key])
+        if len(parts) > 1 and min(parts[0]["n"], parts[-1]["n"]) >= LEAST_STEPS:
+            return name, parts[0], parts[-1]
+    return None
+
+
+def _headline(kind: str, how: str, rows: Json) -> tuple[str, str]:
+    """Return the status of the answer, and what the page says first."""
+    if _mostly_left_out(rows):
+        return "doubtful", f"Trained on {rows['learned']:,} of {rows['given']:,} rows."
+    what, good = MOVED[kind]
+    if how == "unknown":
+        return "unknown", f"Trained, in too few steps to tell where {what} goes."
+    said = MOVES[how].format(what)
+    if how == good:
+        return "trained", f"Trained: {said}."
+    return "doubtful", f"Trained, but {said}."
+
+
+def _mostly_left_out(rows: Json) -> bool:
+    return bool(2 * rows["learned"] < rows["given"])
 
 
 def _steps(n: int) -> str:
@@ -270,6 +323,12 @@ def tuned(manifest: Json) -> str:
 
 def _warnings(manifest: Json, rows: Json, curve: Json) -> list[str]:
     found = [] if manifest["lint"] is None else Lint(**manifest["lint"]).lines()
+    if _mostly_left_out(rows):
+        found.insert(
+            0,
+            f"{rows['given'] - rows['learned']:,} of {rows['given']:,} rows were left out: their "
+            "prompt alone fills the room; raise --max-length",
+        )
     if rows["reached"] < rows["learned"]:
         found.append(
             f"the steps came to {rows['reached']:,} of {rows['learned']:,} rows: the others were "
@@ -280,19 +339,54 @@ def _warnings(manifest: Json, rows: Json, curve: Json) -> list[str]:
     return found
 
 
-def _notes(rewarded: bool) -> list[str]:
-    if rewarded:
+def _notes(manifest: Json) -> list[str]:
+    kind = manifest["kind"]
+    if kind == "online":
         return [
             "That the reward rises is training, not proof: a model can learn what the reward "
             "likes and nothing else. Read completions, and ask a judge that it was not trained on."
         ]
-    return [
-        "The loss is that of the rows that it learned from: a lower one is no proof of a better "
+    learned = "loss is" if kind == "sft" else "margin and the loss are"
+    better = "a lower loss" if kind == "sft" else "a higher margin"
+    notes = [
+        f"The {learned} that of the rows that it learned from: {better} is no proof of a better "
         "model. No rows were held out; the command below compares models on a test."
     ]
+    if kind == "dpo" and manifest["reference"] == "start":
+        notes.append(_tied(manifest))
+    return notes
 
 
-# --- how to do it again ---------------------------------------------------------------------------
+def _tied(manifest: Json) -> str:
+    """Say what is logged of preferences before the model has moved."""
+    loss = "" if manifest["loss"] == "ipo" else ", the loss is ln 2 (0.693)"
+    return (
+        f"Before the first step the model is its reference: each margin is 0{loss}, and chosen is "
+        "preferred in no pair only because all tie. What training moves is the margin."
+    )
+
+
+# --- what to do next, and how to do it again ------------------------------------------------------
+
+
+def next_step(folder: Path, manifest: Json) -> str:
+    """Return the command that compares a trained model with the one that it began with.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the trained model, as the caller names it.
+    manifest : dict
+        The content of training.json.
+
+    Examples
+    --------
+    >>> next_step(Path("runs/tuned"), {"model": "models/base"})
+    'whet evaluate models/base runs/tuned --task TASK --data DATA --out runs/tuned-evaluated'
+    """
+    words = ["whet", "evaluate", operand(manifest["model"]), operand(folder)]
+    words += ["--task", "TASK", "--data", "DATA"]
+    return shlex.join([*words, *flag_words("--out", beside(folder, "-evaluated"))])
 
 
 def _settings(manifest: Json) -> Json:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import shlex
+import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +21,22 @@ from whet.errors import WhetError
 from whet.estimates import share
 from whet.ilr.feedback import UNDECIDED
 from whet.ilr.halves import digest
+from whet.ilr.llm_judge import RIGHT as RIGHTNESS
+from whet.ilr.people import COMPARISONS, JUDGED
 from whet.ilr.refine import judge_proposals
 from whet.ilr.rows import SameText, as_completions, read_rows
 from whet.ilr.tasks.protocol import Task, criterion_of
 from whet.posttrain.examples import digest as table_digest
 from whet.review.answers import Sampled
 from whet.review.panel import expected_widths
-from whet.review.session import Answered, Session
+from whet.review.session import Answered, Session, session_file
 from whet.streams import write_stream
 from whet.tables import check_output
 
 #: What a person may answer; the keys of a comparison.
 LEFT, RIGHT, SAME = "left", "right", "same"
+#: What people read where neither table nor task says what is better: a language model's words.
+DEFAULT = f"What is better: {RIGHTNESS}"
 
 
 def open_comparison(
@@ -48,7 +54,7 @@ def open_comparison(
     ----------
     source : Path
         Table with ``prompt``, ``completion`` and ``proposal``, text or messages; perhaps
-        ``criterion``, whose first value people see in place of the task's.
+        ``criterion``, one text in all rows, which people see in place of the task's.
     out : Path
         Table to write; the answers lie beside it.
     task : Task, optional
@@ -79,10 +85,83 @@ def open_comparison(
     table = as_completions(table, "proposal")
     compared = judge_proposals(table, table["proposal"].to_pylist(), task, None)
     check_output(out, compared)
-    criterion = criterion_of(task)
-    if "criterion" in table.column_names:
-        criterion = table["criterion"].cast(pa.string())[0].as_py()
+    criterion = _criterion_in(table, source) or criterion_of(task) or DEFAULT
     return Session(Comparison(compared, source.name, out, n, seed, seconds, criterion))
+
+
+def _criterion_in(table: pa.Table, source: Path) -> str | None:
+    """Return what a table says is better, the same line in all rows, or None."""
+    if "criterion" not in table.column_names:
+        return None
+    said = table["criterion"].to_pylist()
+    row = next((row for row, other in enumerate(said) if other != said[0]), None)
+    if row is not None:
+        raise WhetError(
+            f"the column 'criterion' of {source} has another value in row {row} than in row 0: "
+            "people see one above all pairs, write the same in all rows"
+        )
+    if not said or said[0] is None:
+        return None
+    line = said[0].strip() if isinstance(said[0], str) else ""
+    if not line or not line.isprintable():
+        raise WhetError(
+            f"the column 'criterion' of {source} holds {said[0]!r:.60}, which is no line of text: "
+            "write a sentence that says what makes one answer better than another"
+        )
+    return line
+
+
+def write_answers(source: Path, *, out: Path) -> None:
+    """Write what people have answered so far, also of a session that is open or was killed.
+
+    A session without an answer, or none, is left alone.
+
+    Parameters
+    ----------
+    source, out : Path
+        Of the session, see :func:`open_comparison`.
+
+    Raises
+    ------
+    WhetError
+        If the session cannot be read or is of other comparisons, or others changed its table.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import pyarrow.parquet as pq
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> source, out = folder / "proposals.parquet", folder / "judged.parquet"
+    >>> rows = {"prompt": ["2+2", "3+3"], "completion": ["5", "5"], "proposal": ["4", "6"]}
+    >>> pq.write_table(pa.table(rows), source)
+    >>> with open_comparison(source, out=out) as session:  # and the process is killed
+    ...     session.answer("me", 0, "same", seconds=2.0)
+    >>> write_answers(source, out=out)
+    >>> pq.read_table(out)["score"].to_pylist()
+    [0.5, None]
+    """
+    path = session_file(out)
+    seed = _seed_of(path) if path.is_file() else None
+    if seed is not None:
+        with open_comparison(source, out=out, n=1, seed=seed) as session:  # adds no row to it
+            session.write()
+
+
+def _seed_of(path: Path) -> int | None:
+    """Return the seed of a session, or None if it has no answer, only reading.
+
+    With another seed sides would be others; and one without an answer would be begun anew.
+    """
+    query = "SELECT value FROM facts WHERE name = 'seed' AND EXISTS "
+    query += "(SELECT 1 FROM events WHERE kind = 'answer' AND undone = 0)"
+    try:
+        with closing(sqlite3.connect(path)) as db:
+            if db.execute("SELECT 1 FROM sqlite_master").fetchone() is None:
+                return None  # it is just being made
+            found = db.execute(query).fetchone()
+    except sqlite3.Error as error:
+        raise WhetError(f"the session {path} cannot be read ({error}): restore it") from error
+    return None if found is None else int(found[0])
 
 
 class Comparison:
@@ -221,8 +300,12 @@ class Comparison:
         """Return the command that takes every proposal that people found better.
 
         ``chosen`` has no limit on the share of rows that change: ILR's limit guards against judges
-        whose scores are unreliable.
+        whose scores are unreliable. Where ``whet ilr`` waits for the answers, it takes them over.
         """
+        if (self.title, self.out.name) == (COMPARISONS, JUDGED) and (
+            self.out.absolute().parent.parent.name == "people"
+        ):
+            return "run the same whet ilr command again"
         return f"whet replace {shlex.quote(str(self.out))} --mode chosen --out refined.jsonl"
 
 
