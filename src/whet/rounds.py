@@ -139,9 +139,11 @@ def split(n_rows: int, folds: int, groups: Array | None, seed: int) -> list[tupl
     members = rows if groups is None else np.unique(groups, return_inverse=True)[1]
     n_groups = int(members.max()) + 1
     if folds < 2 or folds > n_groups:
+        more = (
+            f", or from 2 to {n_groups} (the number of distinct texts) to propose for held-out rows"
+        )
         raise WhetError(
-            f"folds = {folds}: use 0 to fit and propose on all rows, or from 2 to {n_groups} (the "
-            "number of distinct texts) to propose for held-out rows only"
+            f"folds = {folds}: use 0 to fit and propose on all rows{more * (n_groups > 1)}"
         )
     order = np.random.default_rng(seed).permutation(n_groups)
     fold_of_group = np.empty(n_groups, dtype=np.int64)

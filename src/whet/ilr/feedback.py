@@ -335,7 +335,7 @@ class ScoreFile:
         value = _number(said, float)
         if value is None or not 0 <= value <= 1:
             raise WhetError(
-                f"row {row} of {self.path} has the score {said!r}: scores are from 0 to 1"
+                f"row {row} of {self.path} has the score {said!r}: scores are from 0 to 1, mend it"
             )
         return float(value)
 
