@@ -254,7 +254,7 @@ def test_align_trains_on_both_and_asks_once(tmp_path):
     make_inputs(tmp_path)
     with LLMServer(lambda call: Say(label=unsteady(call.text).text)) as server:
         online = {"tune": "full", "batch_size": 8, "max_steps": 2, "max_new_tokens": 8}
-        keys = recipe_for(tmp_path, model=str(tmp_path / "base"), rewards=["vanilla", "refined"])
+        keys = recipe_for(tmp_path, model=str(tmp_path / "base"), rewards=["refined"])
         keys["sft"] |= {"learning_rate": 1e-2, "max_steps": 40}
         keys["trainers"]["grpo"] = online
         keys["judge"] |= {"base_url": server.url}
@@ -270,10 +270,8 @@ def test_align_trains_on_both_and_asks_once(tmp_path):
         assert len(asked) == len(set(asked))  # one process asks for both, and once
         assert lines(whet(command).out) == lines(out)
     manifest = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert list(manifest["evaluation"]["arms"]) == [
-        *("sft", "vanilla-dpo", "refined-dpo", "vanilla-grpo", "refined-grpo")
-    ]
-    for arm in ("vanilla-dpo", "vanilla-grpo", "refined-grpo"):
+    assert list(manifest["evaluation"]["arms"]) == ["sft", "refined-dpo", "refined-grpo"]
+    for arm in ("refined-dpo", "refined-grpo"):
         assert account(tmp_path / "run" / "arms" / arm / "model")["processes"] == 2
     table = pq.read_table(tmp_path / "run" / "evaluation.parquet")
-    assert np.unique(table["arm"].to_numpy(zero_copy_only=False)).size == 5
+    assert np.unique(table["arm"].to_numpy(zero_copy_only=False)).size == 3

@@ -91,7 +91,7 @@ def test_silr_beats_the_unbiased_risk_on_a_weak_annotator(oracle):
 def test_guard_protects_a_strong_annotator(babe):
     pseudo, truth = babe["table"]["llm_gpt_4_zs"].to_numpy(), babe["truth"]
     losses = []
-    for seed in range(5):
+    for seed in range(3):
         gold = sample_gold(truth, 100, seed)
         refiner = refine(
             babe["texts"],
@@ -108,7 +108,7 @@ def test_guard_protects_a_strong_annotator(babe):
         )
         if refiner.kept_annotator_:
             assert losses[-1] == 0
-    assert sum(loss > 0.01 for loss in losses) <= 1, losses
+    assert all(loss <= 0.01 for loss in losses), losses
 
 
 def majority(votes):
