@@ -6,7 +6,8 @@
 PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
-PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Byte code is made when a module is first imported, which most of what is installed never is.
+PIP = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 
 .PHONY: demo demo-ilr test lint clean
 
