@@ -22,11 +22,12 @@ demo-ilr: $(VENV)/train
 	$(BIN)/python examples/scratch_models.py examples/ilr_demo.yaml
 	$(BIN)/whet ilr examples/ilr_demo.yaml
 
+# A thread for each worker: four threads on two cores wait for one another.
 test: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 $(VENV)/core: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
